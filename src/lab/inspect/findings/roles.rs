@@ -52,6 +52,9 @@ pub struct Roles {
 /// Below this share of the CPU time of a process its other threads only help it.
 const HELP: f64 = 0.1;
 
+/// Where a master sleeps that does nothing but wait for its workers.
+const IDLE: [Call; 5] = [Call::Futex, Call::Select, Call::Poll, Call::Epoll, Call::Sleep];
+
 /// With less CPU time nothing can be said of who did it.
 const SOME_WORK_NS: u64 = 2_000_000;
 
@@ -85,7 +88,11 @@ fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> (BTre
         !is_known(summary.pid()) && !is_known(summary.last.parent) && summary.seen() > 0
     };
     let has_run = |summary: &&Summary| found.is_empty() && summary.cpu_ns > 0;
-    let likely = holders().filter(|summary| busy(summary) || has_run(summary));
+    // The parent of holders that sleeps at every look, and not for the listener, looks after them.
+    let is_parent = |pid: i32| holders().any(|other| other.last.parent == pid);
+    let only_watches =
+        |summary: &Summary| is_parent(summary.pid()) && summary.calls.keys().all(|call| IDLE.contains(call));
+    let likely = holders().filter(|summary| busy(summary) || has_run(summary)).filter(|summary| !only_watches(summary));
     let more: Vec<(i32, Wait)> = likely.map(|summary| (summary.pid(), guess(summary))).collect();
     found.extend(more.iter().copied());
     let behind = behind_a_lock(recording, summaries, &found);

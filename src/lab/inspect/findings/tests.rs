@@ -188,3 +188,10 @@ fn a_report_fits_a_terminal_of_80_columns() {
         assert!(long.is_empty() && !text.contains('…'), "{name}: {long:#?}\n{text}");
     }
 }
+
+#[test]
+fn a_master_that_sleeps_while_its_busy_worker_accepts_is_no_worker() {
+    let diagnosis = diagnose(&recorded("master"));
+    let [worker] = &diagnosis.workers[..] else { panic!("{:?}", diagnosis.workers) };
+    assert!(worker.cpu_share > 0.3 && diagnosis.findings.is_empty(), "{diagnosis:#?}");
+}
