@@ -3,11 +3,12 @@
 //! They are for what needs more than load. The trials of process managers, `pm` and npm's PM2: each starts the manager
 //! with a folder of its own, gives it a configuration that both managers read, does what its name says, and leaves
 //! nothing behind: also after Ctrl-C the manager and all that it has started end, and the folder is removed. The
-//! applications are the Node programs in experiments/watchmen/. Where `node` or the manager is not installed, the trial
-//! says so in `skipped` and measures nothing. The trial of `lab inspect`, `watched`, needs no manager, but a server.
+//! applications are the Node programs in experiments/watchmen/. The trial of a complaint starts a server of another
+//! project as a public complaint has it, and then with its cure (experiments/contenders/complaints/). Where a program
+//! is not installed, the trial says so in `skipped` and measures nothing.
 //!
-//! See it: `trial killed-daemon --of pm`, then the same with `--of pm2`. The lab runs all of them, in turns:
-//! `lab run 20`.
+//! See it: `trial killed-daemon --of pm`, then the same with `--of pm2`; `trial complaint --of kong-12359`. The lab runs
+//! all of them, in turns: `lab run 20 30`.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +20,7 @@ use acceptlab::console::{self, Format};
 use acceptlab::lab::program::{Stop, watch_for_interrupt};
 use acceptlab::lab::trials::manager::{Manager, ManagerKind};
 use acceptlab::lab::trials::watching::{self, Watched};
-use acceptlab::lab::trials::{Measured, keeping, serving, telling};
+use acceptlab::lab::trials::{Measured, complaints, keeping, serving, telling};
 use acceptlab::metrics;
 use acceptlab::report::TrialReport;
 use acceptlab::units::parse_duration;
@@ -32,7 +33,7 @@ struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Who is tried. The process managers: pm, pm2; of `watched`: a server
+    /// Who is tried. The process managers: pm, pm2; of `watched`: a server; of `complaint`: its name
     #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
     of: Vec<String>,
 
@@ -132,6 +133,13 @@ enum Trial {
     },
     /// What `lab inspect` costs a server of ours that it looks at: windows of load with it and without, in turns
     Watched(Watched),
+    /// A public complaint about a server of another project (--of gunicorn-2670): its symptom, what `lab inspect` says
+    /// of it, and the symptom after the cure
+    Complaint {
+        /// The folder of the scripts that start these servers; the complaints are in its folder complaints/
+        #[arg(long, value_name = "FOLDER", default_value = complaints::SERVERS)]
+        servers: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -150,6 +158,9 @@ fn run(args: &Args) -> Result<TrialReport, Stop> {
     if let Trial::Watched(trial) = &args.trial {
         let version = env!("CARGO_PKG_VERSION").to_string();
         return Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, skipped: None });
+    }
+    if let Trial::Complaint { servers } = &args.trial {
+        return complaints::measure(&of, servers, &interrupt);
     }
     let kind = ManagerKind::from_str(&of, true).map_err(|_| format!("no process manager is called {of}: pm or pm2"))?;
     if let Some(why) = kind.missing() {
@@ -181,6 +192,7 @@ fn measure(trial: &Trial, manager: &Manager) -> Measured {
         }
         Trial::Idle { applications, duration } => telling::idle(manager, applications, duration),
         Trial::Watched(_) => unreachable!("it needs no manager"),
+        Trial::Complaint { .. } => unreachable!("it is about no process manager"),
     }
 }
 

@@ -536,6 +536,25 @@ pub static TABLES: &[Section] = &[
         metric("first_look_ms", "first look", "ms", "The time from the start to the end of the first look."),
         metric("look_ms", "a look", "ms", "The median time of a look behind the first."),
     ]},
+    Section { title: "Trials of complaints", metrics: &[
+        metric("busiest_before", "busiest, before", "%",
+            "100 · connections of the worker that has most of them / connections of all workers, as the answers say it; with the \
+             server as the complaint has it."),
+        metric("busiest_after", "busiest, after", "%", "The same with the cure."),
+        metric("stuck_before", "stuck, before", "%",
+            "100 · requests without an answer in time / (answered + those); with the server as the complaint has it."),
+        metric("stuck_after", "stuck, after", "%", "The same with the cure."),
+        metric("connect_before_ms", "connect, before", "ms",
+            "99 of 100 connections are established within this time; with the server as the complaint has it."),
+        metric("connect_after_ms", "connect, after", "ms", "The same with the cure."),
+        metric("switches_before", "before", "switches/connection",
+            "Voluntary context switches of all threads of the server, over the connections; with the server as the complaint has it."),
+        metric("switches_after", "after", "switches/connection", "The same with the cure."),
+        metric("diagnosed", "diagnosed", "",
+            "1 if `lab inspect` has the finding that fits the complaint among its findings, asked before the cure."),
+        metric("advised", "advised", "", "1 if the advice of this finding names the option that is the cure."),
+        metric("found_after", "found after", "", "1 if `lab inspect` still has this finding with the cure."),
+    ]},
 ];
 
 /// What `lab inspect --format json` prints.

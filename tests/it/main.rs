@@ -19,6 +19,7 @@ mod cluster_parity;
 mod cluster_readers;
 mod cluster_signals;
 mod cluster_sockets;
+mod complaints;
 mod contenders;
 mod contract;
 mod coroutines;

@@ -8,7 +8,10 @@
 //! - [`telling`]: what it writes and says: logs, sockets, `jlist`, and what it costs while nothing happens.
 //!
 //! And of `lab inspect`, which needs no manager: [`watching`] measures what it costs the server that it looks at.
+//! [`complaints`] is about no process manager: a server of another project starts as a public complaint has it, and with
+//! its cure.
 
+pub mod complaints;
 pub mod keeping;
 pub mod load;
 pub mod manager;

@@ -249,6 +249,18 @@ pub static COLUMNS: &[Column] = &[
     own("processes_seen", Count(|s| trial(s, "processes_seen"))),
     own("first_look_ms", Real(|s| trial(s, "first_look_ms"))),
     own("look_ms", Real(|s| trial(s, "look_ms"))),
+    // What the trial of a complaint has measured.
+    own("busiest_before", Real(|s| trial(s, "busiest_before"))),
+    own("busiest_after", Real(|s| trial(s, "busiest_after"))),
+    own("stuck_before", Real(|s| trial(s, "stuck_before"))),
+    own("stuck_after", Real(|s| trial(s, "stuck_after"))),
+    own("connect_before_ms", Real(|s| trial(s, "connect_before_ms"))),
+    own("connect_after_ms", Real(|s| trial(s, "connect_after_ms"))),
+    own("switches_before", Real(|s| trial(s, "switches_before"))),
+    own("switches_after", Real(|s| trial(s, "switches_after"))),
+    own("diagnosed", Count(|s| trial(s, "diagnosed"))),
+    own("advised", Count(|s| trial(s, "advised"))),
+    own("found_after", Count(|s| trial(s, "found_after"))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
