@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the servers of other projects that lessons 27 and 28 put beside ours (experiments/contenders/): nginx,
-# HAProxy, Apache and puma from Debian, gunicorn and uvicorn from PyPI into a folder of their own, PM2 from npm. Whatever
-# is missing is skipped there with a line. Starts no service, now or at the next boot. Debian, as root; Node is in
-# install_clients.sh.
+# Installs the servers of other projects that lessons 27 and 28 put beside ours, and about which lesson 30 has
+# complaints (experiments/contenders/): nginx, HAProxy, Apache and puma from Debian, gunicorn and uvicorn from PyPI into
+# a folder of their own, PM2 from npm. Whatever is missing is skipped there with a line. Starts no service, now or at
+# the next boot. Debian, as root; Node is in install_clients.sh.
 set -euo pipefail
 readonly VENV=/opt/acceptlab-contenders POLICY=/usr/sbin/policy-rc.d
 # Debian's, which every user may run.
