@@ -1,6 +1,7 @@
 """Starts worker processes of uvicorn, each with a listener of its own (SO_REUSEPORT) as `--fd`, which uvicorn documents
 for supervisors: each_worker.py WORKERS HOST PORT COMMAND…. It waits for them, and they end with it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,7 +22,9 @@ for _ in range(int(workers)):
 
 def end(*_):
     for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+        # It may have ended by itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 signal.signal(signal.SIGTERM, end)
