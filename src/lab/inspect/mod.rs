@@ -89,11 +89,13 @@ fn fails(diagnosis: &Diagnosis, ids: &[String]) -> bool {
 fn record(observer: &mut Observer, duration: Duration, interrupt: &Interrupt) -> Result<(), Stop> {
     let end = Instant::now() + duration;
     loop {
+        // The last look begins when the time is over, so that what takes a second can be seen in a second.
+        let is_last = Instant::now() >= end;
         let cost = observer.look().map_err(Stop::Failed)?;
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() && observer.recording.looks.len() > 1 {
+        if is_last && observer.recording.looks.len() > 1 {
             return Ok(());
         }
+        let left = end.saturating_duration_since(Instant::now());
         let pause = LOOK_EVERY.max(cost * PAUSE_PER_COST).min(duration / FEWEST_LOOKS).min(left);
         select! {
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
