@@ -178,6 +178,20 @@ fn upper_incomplete_gamma(a: f64, x: f64) -> f64 {
     if x > 0.0 { gamma_ur(a, x).clamp(0.0, 1.0) } else { 1.0 }
 }
 
+/// The shares of workers that are asked in a fixed order, the first that is free: worker i gets what overflows from
+/// those before it, a·(B(i−1, a) − B(i, a)) with B Erlang's loss formula and `load` a in Erlangs.
+pub fn ordered_shares(workers: usize, load: f64) -> Vec<f64> {
+    let mut blocked = 1.0;
+    let mut shares = Vec::new();
+    for n in 1..=workers {
+        let next = load * blocked / (n as f64 + load * blocked);
+        shares.push(blocked - next);
+        blocked = next;
+    }
+    let all: f64 = shares.iter().sum();
+    if all > 0.0 { shares.iter().map(|share| share / all).collect() } else { shares }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,5 +319,15 @@ mod tests {
 
     fn assert_near(actual: f64, expected: f64, tolerance: f64) {
         assert!((actual - expected).abs() <= tolerance, "{actual} is not {expected}");
+    }
+
+    #[test]
+    fn waiters_in_a_fixed_order_share_by_erlangs_formula() {
+        // At little load the first gets nearly all; at 4.26 Erlangs fifteen share as in Stevens' figure 30.2.
+        assert!(ordered_shares(4, 0.05)[0] > 0.95);
+        let fifteen = ordered_shares(15, 4.26);
+        assert!((fifteen[0] - 1006.0 / 5011.0).abs() < 0.02, "{fifteen:?}");
+        assert!(fifteen.windows(2).all(|pair| pair[0] > pair[1]), "{fifteen:?}");
+        assert!((fifteen.iter().sum::<f64>() - 1.0).abs() < 1e-9);
     }
 }

@@ -9,6 +9,7 @@ use super::summary::{Summary, Wait};
 use super::{Basis, Diagnosis, ENOUGH, ListenerState, Sharing, State, Totals, Worker, advice, busiest, connections};
 use crate::lab::inspect::look::{Call, Recording};
 use crate::lab::watch::is_herd;
+use crate::stats::ordered_shares;
 use crate::units::number;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -353,34 +354,5 @@ impl Case<'_> {
         let numbers =
             [("workers", workers as f64), ("cpus", cpus as f64), ("cpu_share", used), ("waited_share", waited)];
         Some(finding("more-workers-than-cpus", HERD, says, self.advice(advice::LOOPS)).with(&numbers))
-    }
-}
-
-/// The shares of workers that are asked in a fixed order, the first that is free: worker i gets what overflows from
-/// those before it, a·(B(i−1, a) − B(i, a)) with B Erlang's loss formula and `load` a in Erlangs.
-fn ordered_shares(workers: usize, load: f64) -> Vec<f64> {
-    let mut blocked = 1.0;
-    let mut shares = Vec::new();
-    for n in 1..=workers {
-        let next = load * blocked / (n as f64 + load * blocked);
-        shares.push(blocked - next);
-        blocked = next;
-    }
-    let all: f64 = shares.iter().sum();
-    if all > 0.0 { shares.iter().map(|share| share / all).collect() } else { shares }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiters_in_a_fixed_order_share_by_erlangs_formula() {
-        // At little load the first gets nearly all; at 4.26 Erlangs fifteen share as in Stevens' figure 30.2.
-        assert!(ordered_shares(4, 0.05)[0] > 0.95);
-        let fifteen = ordered_shares(15, 4.26);
-        assert!((fifteen[0] - 1006.0 / 5011.0).abs() < 0.02, "{fifteen:?}");
-        assert!(fifteen.windows(2).all(|pair| pair[0] > pair[1]), "{fifteen:?}");
-        assert!((fifteen.iter().sum::<f64>() - 1.0).abs() < 1e-9);
     }
 }
