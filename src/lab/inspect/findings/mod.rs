@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::look::{Recording, Task};
+use super::look::{Process, Recording, Task};
 use crate::evenness;
 use crate::report::Evenness;
 use crate::units::{grouped, over};
@@ -199,7 +199,12 @@ fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
     let (first, last) = (recording.first(), recording.last());
     let recent = recording.recent();
     let accepting = |inode: u32| -> Vec<i32> {
-        let all = last.processes.iter().filter(|process| process.holds.contains(&inode));
+        // A worker may have inherited the sockets of all, and watch its own.
+        let is_own = |process: &&Process| {
+            let watches = &process.watches;
+            process.holds.contains(&inode) && (watches.is_empty() || watches.iter().any(|own| own.listener == inode))
+        };
+        let all = last.processes.iter().filter(is_own);
         all.map(|process| process.pid).filter(|pid| roles.acceptors.contains_key(pid)).collect()
     };
     let mut found: Vec<ListenerState> = Vec::new();

@@ -83,17 +83,28 @@ fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> (BTre
         holders().filter_map(|summary| Some((summary.pid(), wait_of(summary)?))).collect();
     // Busy workers were seen in no call, but they own connections. A child of an acceptor was forked for its
     // connection.
-    let busy = |summary: &&Summary| {
-        let is_known = |pid: i32| found.contains_key(&pid);
-        !is_known(summary.pid()) && !is_known(summary.last.parent) && summary.seen() > 0
-    };
-    let has_run = |summary: &&Summary| found.is_empty() && summary.cpu_ns > 0;
+    let is_known = |pid: i32| found.contains_key(&pid);
+    let is_new = |summary: &&Summary| !is_known(summary.pid()) && !is_known(summary.last.parent);
     // The parent of holders that sleeps at every look, and not for the listener, looks after them.
     let is_parent = |pid: i32| holders().any(|other| other.last.parent == pid);
     let only_watches =
         |summary: &Summary| is_parent(summary.pid()) && summary.calls.keys().all(|call| IDLE.contains(call));
-    let likely = holders().filter(|summary| busy(summary) || has_run(summary)).filter(|summary| !only_watches(summary));
-    let more: Vec<(i32, Wait)> = likely.map(|summary| (summary.pid(), guess(summary))).collect();
+    let mut likely: Vec<&Summary> = holders().filter(is_new).filter(|summary| summary.seen() > 0).collect();
+    likely.retain(|summary| !only_watches(summary));
+    let pids: BTreeSet<i32> = likely.iter().map(|summary| summary.pid()).collect();
+    likely.retain(|summary| !pids.contains(&summary.last.parent));
+    if found.is_empty() && likely.is_empty() {
+        likely = holders().filter(|summary| summary.cpu_ns > 0 && !only_watches(summary)).collect();
+    }
+    // A worker that is stopped does nothing that could be seen; its brothers do.
+    let is_known = |pid: i32| found.contains_key(&pid) || likely.iter().any(|summary| summary.pid() == pid);
+    let known: Vec<&Summary> = summaries.values().filter(|summary| is_known(summary.pid())).collect();
+    let stopped = holders().filter(|summary| summary.last.is_stopped() && !is_known(summary.pid()));
+    let stopped: Vec<&Summary> = stopped
+        .filter(|summary| known.is_empty() || known.iter().any(|other| other.last.parent == summary.last.parent))
+        .collect();
+    likely.extend(stopped);
+    let more: Vec<(i32, Wait)> = likely.iter().map(|summary| (summary.pid(), guess(recording, summary))).collect();
     found.extend(more.iter().copied());
     let behind = behind_a_lock(recording, summaries, &found);
     found.extend(behind.iter().map(|&pid| (pid, Wait::Lock)));
@@ -113,22 +124,26 @@ fn wait_of(summary: &Summary) -> Option<Wait> {
     }
 }
 
-/// What a process may do that was always at work when it was looked at.
-fn guess(summary: &Summary) -> Wait {
-    let was_in = |call| summary.calls.contains_key(&call);
-    match summary.last.is_blocking {
-        true => Wait::Accept,
-        false if was_in(Call::Select) => Wait::Select,
-        // Many connections at once, and no epoll instance.
-        false if was_in(Call::Poll) || summary.last.open > 1 => Wait::Poll,
-        false => Wait::Other,
+/// What a process may do that was always at work when it was looked at. It has no epoll instance with a listener.
+fn guess(recording: &Recording, summary: &Summary) -> Wait {
+    let was_only_in = |known: &[Call]| summary.calls.keys().all(|call| known.contains(call));
+    match recording.commands.get(&summary.pid()).map(|words| kind_of(words)) {
+        // As their sources say: gunicorn/workers/sync.py, puma/server.rb.
+        Some(Kind::Gunicorn | Kind::Puma) => Wait::Select,
+        _ if summary.last.is_blocking => Wait::Accept,
+        _ if summary.calls.contains_key(&Call::Select) => Wait::Select,
+        // Before poll(2) there is nothing that could be seen.
+        _ if summary.calls.contains_key(&Call::Poll) || was_only_in(&[Call::Running, Call::Transfer]) => Wait::Poll,
+        _ => Wait::Other,
     }
 }
 
 /// Threads that take turns in accept, and wait for their turn at one futex: the mutex.
 fn is_thread_lock(summary: &Summary) -> bool {
     let mut waiting: BTreeMap<u64, usize> = BTreeMap::new();
-    for task in summary.last.tasks.iter().filter(|task| task.call == Call::Futex) {
+    // The main thread waits for the end of the others.
+    let others = || summary.last.tasks.iter().filter(|task| task.tid != summary.pid());
+    for task in others().filter(|task| task.call == Call::Futex) {
         *waiting.entry(task.address).or_default() += 1;
     }
     let at_one_futex = waiting.values().copied().max().unwrap_or(0);
@@ -150,19 +165,22 @@ fn behind_a_lock(
         of_acceptors.flat_map(|summary| summary.last.holds.iter().map(|inode| (summary.last.parent, *inode))).collect();
     for (parent, inode) in families {
         let is_brother = |process: &&Process| process.parent == parent && process.holds.contains(&inode);
-        let (mut at_lock, mut waiting, mut several) = (0, 0, 0);
+        let (mut at_lock, mut waiting, mut watching) = (0, 0, 0);
         for look in &recording.looks {
             let brothers: Vec<&Process> = look.processes.iter().filter(is_brother).collect();
+            if brothers.len() < 2 {
+                continue;
+            }
             let does = |calls: &[Call]| {
                 let alone = brothers.iter().filter(|process| process.tasks.len() == 1 && seen_wait(process).is_none());
                 alone.filter(|process| calls.contains(&process.tasks[0].call)).count()
             };
             at_lock += does(&[Call::Lock]);
             waiting += does(&[Call::Futex, Call::Epoll]);
-            several += usize::from(brothers.iter().filter(|process| seen_wait(process).is_some()).count() > 1);
+            watching += brothers.iter().filter(|process| seen_wait(process).is_some()).count();
         }
-        // One process is read after another, and meanwhile the lock may go from one to the next.
-        let is_one_at_a_time = several * 5 <= recording.looks.len();
+        // One process is read after another, and meanwhile the lock may go from one to the next: then two have it.
+        let is_one_at_a_time = 2 * watching <= 3 * recording.looks.len();
         if at_lock > 0 || (waiting > 0 && is_one_at_a_time) {
             let all = recording.last().processes.iter().filter(is_brother);
             behind.extend(all.map(|process| process.pid));
@@ -210,8 +228,14 @@ fn serving_threads(recording: &Recording, acceptor: &Summary) -> usize {
     if is_node || (main_accepts && is_loop) { 1 } else { acceptor.threads.len() }
 }
 
-/// Other threads than the busiest do a part of the work, also such as have begun and ended between two looks.
+/// Other threads than the busiest do a part of the work, also such as have begun and ended between two looks. Of one that
+/// has done nothing meanwhile the time of its whole life tells.
 fn has_help(acceptor: &Summary) -> bool {
+    if acceptor.cpu_ns == 0 {
+        let of_those_that_live: u64 = acceptor.last.tasks.iter().map(|task| task.cpu_ns).sum();
+        let ended = acceptor.last.cpu_ns.saturating_sub(of_those_that_live);
+        return ended as f64 > HELP * acceptor.last.cpu_ns as f64;
+    }
     acceptor.cpu_ns_of_others() as f64 > HELP * acceptor.cpu_ns as f64
 }
 

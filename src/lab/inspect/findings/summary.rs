@@ -164,7 +164,8 @@ pub fn seen_wait(process: &Process) -> Option<Wait> {
         return Some(Wait::IoUring);
     }
     process.tasks.iter().filter(|task| task.is_at_listener).find_map(|task| match task.call {
-        Call::Accept => Some(Wait::Accept),
+        // Who is stopped in the middle of a call that does not wait was not waiting.
+        Call::Accept => process.is_blocking.then_some(Wait::Accept),
         Call::Poll => Some(Wait::Poll),
         Call::Select => Some(Wait::Select),
         _ => None,

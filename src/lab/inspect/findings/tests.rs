@@ -195,3 +195,162 @@ fn a_master_that_sleeps_while_its_busy_worker_accepts_is_no_worker() {
     let [worker] = &diagnosis.workers[..] else { panic!("{:?}", diagnosis.workers) };
     assert!(worker.cpu_share > 0.3 && diagnosis.findings.is_empty(), "{diagnosis:#?}");
 }
+
+/// Changes every process of a recording at every look.
+fn change(recording: &mut Recording, mut what: impl FnMut(&mut look::Process)) {
+    recording.looks.iter_mut().flat_map(|look| &mut look.processes).for_each(&mut what);
+}
+
+fn call_itself(recording: &mut Recording, name: &str) {
+    recording.commands.values_mut().for_each(|words| *words = vec![name.to_string()]);
+}
+
+fn waits(diagnosis: &Diagnosis) -> Vec<Wait> {
+    diagnosis.master.as_ref().map_or(&diagnosis.workers[..], std::slice::from_ref).iter().map(|w| w.waits_in).collect()
+}
+
+#[test]
+fn a_connection_in_the_queue_of_a_hung_worker_shows_the_blind_hash_whenever_it_came() {
+    let mut recording = recorded("hung");
+    recording.looks[0].listeners.iter_mut().for_each(|listener| listener.queued = 0);
+    assert_eq!(ids(&diagnose(&recording)), ["hung-worker", "blind-selector"]);
+    // All sockets may belong to one process; then nobody is left whom the hash could choose.
+    let pid = diagnose(&recording).findings[0].numbers["pid"] as i32;
+    recording.looks.iter_mut().for_each(|look| {
+        let all = look.listeners.iter().map(|listener| listener.inode).collect();
+        look.processes.retain(|process| process.pid == pid);
+        look.processes.iter_mut().for_each(|process| (process.holds, process.watches) = (Clone::clone(&all), vec![]));
+    });
+    assert_eq!(ids(&diagnose(&recording)), ["hung-worker"]);
+}
+
+#[test]
+fn a_busy_worker_has_connections_in_its_queue_at_every_look_and_is_not_blocked() {
+    let mut recording = recorded("hash");
+    for look in &mut recording.looks {
+        look.listeners[0].queued = 2;
+    }
+    assert_eq!(ids(&diagnose(&recording)), [""; 0]);
+    recording.looks.last_mut().unwrap().unaccepted_long = 2;
+    assert!(ids(&diagnose(&recording)).contains(&"blind-selector"));
+}
+
+#[test]
+fn workers_that_have_inherited_the_sockets_of_all_accept_from_those_that_they_watch() {
+    let mut recording = recorded("hung");
+    let all = recording.last().listeners.iter().map(|listener| listener.inode).collect::<BTreeSet<u32>>();
+    change(&mut recording, |process| process.holds = all.clone());
+    let diagnosis = diagnose(&recording);
+    assert!(diagnosis.listeners[0].queues.iter().all(|queue| queue.pids.len() == 1), "{:?}", diagnosis.listeners);
+    assert_eq!(ids(&diagnosis), ["hung-worker", "blind-selector"]);
+}
+
+#[test]
+fn a_stopped_worker_that_was_never_seen_to_accept_is_found_among_its_brothers() {
+    // As gunicorn under load: nobody waits for the listener, and the stopped worker has no connection.
+    let mut recording = recorded("lock");
+    let stopped = recording.last().processes[3].pid;
+    let master = recording.last().processes[0].pid;
+    call_itself(&mut recording, "gunicorn");
+    change(&mut recording, |process| {
+        process.is_blocking = false;
+        let is_master = process.pid == master;
+        process.tasks[0].call = if is_master { look::Call::Futex } else { look::Call::Transfer };
+        process.tasks[0].is_at_listener = false;
+        process.open = u64::from(!is_master && process.pid != stopped);
+        process.state = if process.pid == stopped { 'T' } else { 'S' };
+    });
+    let diagnosis = diagnose(&recording);
+    assert_eq!(ids(&diagnosis), ["hung-worker"]);
+    // Its arbiter holds the listener, too, and sleeps at a futex: that is no lock, and it is no worker.
+    assert_eq!(waits(&diagnosis), [Wait::Select; 3], "{diagnosis:#?}");
+}
+
+#[test]
+fn the_lock_may_go_from_one_worker_to_the_next_while_they_are_read() {
+    let mut recording = recorded("exclusive");
+    let workers: Vec<i32> = recording.last().processes[1..].iter().map(|process| process.pid).collect();
+    let mut reads = 0;
+    change(&mut recording, |process| {
+        let has_it = process.pid == workers[0] || (reads < 5 && process.pid == workers[1]);
+        reads += 1;
+        if !has_it {
+            process.watches.clear();
+            process.tasks[0].is_at_listener = false;
+        }
+    });
+    assert_eq!(waits(&diagnose(&recording)), [Wait::Lock; 4]);
+}
+
+#[test]
+fn a_main_thread_that_waits_for_the_end_of_the_others_is_not_at_a_lock() {
+    let mut recording = recorded("pool");
+    change(&mut recording, |process| {
+        let calls = [look::Call::Futex, look::Call::Accept, look::Call::Running, look::Call::Running];
+        for (task, call) in process.tasks.iter_mut().zip(calls) {
+            (task.call, task.is_at_listener, task.is_at_socket) = (call, call == look::Call::Accept, false);
+        }
+    });
+    let first = &mut recording.looks[0].processes[0].tasks[2];
+    (first.call, first.is_at_listener) = (look::Call::Accept, true);
+    let diagnosis = diagnose(&recording);
+    assert_eq!((diagnosis.way, waits(&diagnosis)), (Way::ThreadsAccept, vec![Wait::Accept]));
+}
+
+#[test]
+fn threads_that_have_ended_are_known_by_the_time_that_they_used() {
+    // As `threaded` when it is stopped: one thread, in accept, and none begins any more.
+    let mut recording = recorded("pool");
+    change(&mut recording, |process| {
+        process.tasks.truncate(1);
+        (process.cpu_ns, process.tasks[0].cpu_ns) = (9_000_000, 4_000_000);
+    });
+    assert_eq!(diagnose(&recording).dispatch, Dispatch::Threads);
+    change(&mut recording, |process| process.cpu_ns = 4_000_000);
+    assert_eq!(diagnose(&recording).dispatch, Dispatch::WorkersAccept);
+}
+
+#[test]
+fn a_parent_that_never_sleeps_still_passes_its_connections_to_children() {
+    let mut recording = recorded("children");
+    let parent = recording.last().processes[0].pid;
+    change(&mut recording, |process| {
+        if process.pid == parent {
+            (process.tasks[0].call, process.tasks[0].is_at_listener) = (look::Call::Running, false);
+            process.open = 1;
+        }
+    });
+    let diagnosis = diagnose(&recording);
+    assert_eq!((diagnosis.way, waits(&diagnosis)), (Way::Children, vec![Wait::Poll]), "{diagnosis:#?}");
+}
+
+#[test]
+fn who_is_stopped_in_the_middle_of_an_accept_that_does_not_wait_was_not_waiting() {
+    let mut process = recorded("full").last().processes[0].clone();
+    (process.tasks[0].call, process.tasks[0].is_at_listener) = (look::Call::Accept, true);
+    assert_eq!(summary::seen_wait(&process), Some(Wait::Accept));
+    process.is_blocking = false;
+    assert_eq!(summary::seen_wait(&process), None);
+}
+
+#[test]
+fn cpu_time_that_differs_says_little_of_shares_while_all_wait_for_a_cpu() {
+    let uneven = |waited_share| {
+        let mut recording = recorded("hash");
+        change(&mut recording, |process| (process.open, process.new) = (0, 0));
+        recording.looks.last_mut().unwrap().new = recording.first().new + 4_000;
+        let pids: Vec<i32> = diagnose(&recording).workers.iter().map(|worker| worker.pid).collect();
+        for (pid, share) in pids.into_iter().zip([0.2, 0.07, 0.06, 0.05]) {
+            load(&mut recording, pid, share, waited_share);
+        }
+        ids(&diagnose(&recording)).contains(&"uneven")
+    };
+    assert!(uneven(0.01) && !uneven(0.3));
+}
+
+#[test]
+fn short_connections_that_a_look_happened_to_see_are_no_measure_of_shares() {
+    let mut recording = recorded("hash");
+    recording.looks.last_mut().unwrap().new = recording.first().new + 1_000_000;
+    assert_eq!(diagnose(&recording).evenness_of, Some(Basis::Cpu));
+}

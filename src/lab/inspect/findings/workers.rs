@@ -8,7 +8,8 @@ use super::{Basis, ENOUGH, ListenerState, measured};
 use crate::lab::inspect::look::{Call, LONG_NS, Look, Process, Recording, Task};
 use crate::report::Evenness;
 
-/// So many connections seen for each worker are enough to speak of its share.
+/// So many connections seen for each worker are enough to speak of its share, if they are half of all: of short ones a
+/// look sees more at a worker that needs longer for each.
 const SEEN_PER_WORKER: u64 = 5;
 /// Below this, CPU time says nothing about connections.
 const CPU_ENOUGH_NS: u64 = 5_000_000;
@@ -67,6 +68,12 @@ impl Recording {
         let since = self.last().at_ns.saturating_sub(LONG_NS);
         let from = self.looks.iter().rposition(|look| look.at_ns <= since).unwrap_or(0);
         &self.looks[from..]
+    }
+}
+
+impl Process {
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, 'T' | 't')
     }
 }
 
@@ -130,7 +137,7 @@ fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'stat
     let of = |look: &'_ Look| look.processes.iter().position(|process| process.pid == pid);
     let (first, last) = (looks.first()?, looks.last()?);
     let (first_seen, last_seen) = (&first.processes[of(first)?], &last.processes[of(last)?]);
-    if matches!(last_seen.state, 'T' | 't') {
+    if last_seen.is_stopped() {
         return Some("stopped by a signal");
     }
     if last.at_ns - first.at_ns < LONG_NS || first_seen.started != last_seen.started {
@@ -163,7 +170,8 @@ pub fn share_out(workers: &mut [Worker], new_connections: u64) -> (Option<Evenne
     let count = workers.len() as u64;
     let seen: u64 = workers.iter().map(|worker| worker.seen).sum();
     let cpu_ns: u64 = workers.iter().map(|worker| worker.cpu_ns).sum();
-    let (basis, shares): (_, Vec<f64>) = if seen >= (SEEN_PER_WORKER * count).max(ENOUGH) {
+    let (basis, shares): (_, Vec<f64>) = if seen >= (SEEN_PER_WORKER * count).max(ENOUGH) && 2 * seen >= new_connections
+    {
         (Basis::Connections, workers.iter().map(|worker| worker.seen as f64 / seen as f64).collect())
     } else if new_connections >= ENOUGH && cpu_ns >= CPU_ENOUGH_NS {
         (Basis::Cpu, workers.iter().map(|worker| worker.cpu_ns as f64 / cpu_ns as f64).collect())

@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::roles::{Dispatch, Roles, Way};
 use super::summary::{Summary, Wait};
-use super::{Basis, Diagnosis, ENOUGH, ListenerState, Sharing, State, Totals, Worker, advice, busiest, connections};
+use super::{
+    Basis, Diagnosis, ENOUGH, ListenerState, Queue, Sharing, State, Totals, Worker, advice, busiest, connections,
+};
 use crate::lab::inspect::look::{Call, Recording};
 use crate::lab::watch::is_herd;
 use crate::stats::ordered_shares;
@@ -156,13 +158,19 @@ impl Case<'_> {
     fn blind_selector(&self, listener: &ListenerState) -> Option<Finding> {
         let queues = &listener.queues;
         let is_hung = |pid: &i32| self.found.workers.iter().any(|w| w.pid == *pid && w.state == State::Hung);
-        let blocked = queues.iter().filter(|queue| {
-            let nobody = queue.pids.is_empty() || queue.pids.iter().all(is_hung);
-            queue.least_queued > 0 && (nobody || queues.iter().any(|other| other.least_queued == 0))
+        let accepts = |queue: &&Queue| queue.pids.iter().any(|pid| !is_hung(pid));
+        let is_empty = |queue: &Queue| queue.least_queued == 0;
+        let has_time = self.recording.recent().len() > 1 && self.recording.seconds() >= 1.0;
+        // What the hash has given to somebody who hangs waits from its first moment. One who is busy has connections
+        // in his queue at every look, but others each time.
+        let waits_long = self.found.totals.unaccepted_long > 0;
+        let blocked = queues.iter().filter(|queue| match accepts(queue) {
+            false => queue.queued > 0,
+            true => waits_long && queue.least_queued > 0 && queues.iter().any(is_empty),
         });
         let blocked: Vec<_> = blocked.collect();
-        let has_time = self.recording.recent().len() > 1 && self.recording.seconds() >= 1.0;
-        if listener.sharing != Sharing::Reuseport || blocked.is_empty() || blocked.len() == queues.len() || !has_time {
+        let is_group = listener.sharing == Sharing::Reuseport && has_time;
+        if !is_group || blocked.is_empty() || blocked.len() == queues.len() || !queues.iter().any(|q| accepts(&q)) {
             return None;
         }
         let (sockets, waiting) = (queues.len(), blocked.iter().map(|queue| queue.queued).sum::<u32>());
@@ -229,7 +237,7 @@ impl Case<'_> {
     fn uneven(&self) -> Option<Finding> {
         let evenness = self.found.evenness.as_ref()?;
         let by_cpu = self.found.evenness_of == Some(Basis::Cpu);
-        let notable = if by_cpu { NOTABLE_BY_CPU } else { NOTABLE };
+        let notable = if by_cpu { self.notable_by_cpu() } else { NOTABLE };
         let is_chance = evenness.dispersion <= 1.0 || evenness.p_value >= UNLIKELY;
         let expected = evenness.expected_max_over_mean_if_random;
         if is_chance || evenness.max_over_mean < notable.max(expected) || self.roles.way == Way::Children {
@@ -257,6 +265,14 @@ impl Case<'_> {
             ("expected_max_over_mean_if_random", expected),
             ("offered_load", self.offered_load()),
         ]))
+    }
+
+    /// How many times the mean of the CPU time is notable. Workers that wait for a CPU longer than they run find several
+    /// connections at a time, and these cost less each: then only a worker that is half way to having all counts.
+    fn notable_by_cpu(&self) -> f64 {
+        let sum = |of: fn(&Worker) -> f64| self.found.workers.iter().map(of).sum::<f64>();
+        let is_crowded = sum(|worker| worker.waited_share) > sum(|worker| worker.cpu_share);
+        if is_crowded { (self.found.workers.len() as f64 + 1.0) / 2.0 } else { NOTABLE_BY_CPU }
     }
 
     /// In Erlangs: how many workers were busy at a time.
