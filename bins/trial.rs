@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use acceptlab::console::{self, Format};
 use acceptlab::lab::program::{Stop, watch_for_interrupt};
+use acceptlab::lab::trials::blind_test::{self, BlindTest};
 use acceptlab::lab::trials::manager::{Manager, ManagerKind};
 use acceptlab::lab::trials::watching::{self, Watched};
 use acceptlab::lab::trials::{Measured, complaints, keeping, serving, telling};
@@ -33,7 +34,8 @@ struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Who is tried. The process managers: pm, pm2; of `watched`: a server; of `complaint`: its name
+    /// Who is tried: of the process managers pm or pm2; of `watched` a server; of `complaint` its name; of `blind-test`
+    /// ours or contenders
     #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
     of: Vec<String>,
 
@@ -140,6 +142,8 @@ enum Trial {
         #[arg(long, value_name = "FOLDER", default_value = complaints::SERVERS)]
         servers: PathBuf,
     },
+    /// Servers in random order, healthy and with one worker stopped: what does `lab inspect` say of each?
+    BlindTest(BlindTest),
 }
 
 fn main() -> ExitCode {
@@ -161,6 +165,9 @@ fn run(args: &Args) -> Result<TrialReport, Stop> {
     }
     if let Trial::Complaint { servers } = &args.trial {
         return complaints::measure(&of, servers, &interrupt);
+    }
+    if let Trial::BlindTest(test) = &args.trial {
+        return blind_test::run(test, &of, &interrupt);
     }
     let kind = ManagerKind::from_str(&of, true).map_err(|_| format!("no process manager is called {of}: pm or pm2"))?;
     if let Some(why) = kind.missing() {
@@ -193,6 +200,7 @@ fn measure(trial: &Trial, manager: &Manager) -> Measured {
         Trial::Idle { applications, duration } => telling::idle(manager, applications, duration),
         Trial::Watched(_) => unreachable!("it needs no manager"),
         Trial::Complaint { .. } => unreachable!("it is about no process manager"),
+        Trial::BlindTest(_) => unreachable!("it is no trial of a manager"),
     }
 }
 

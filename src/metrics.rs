@@ -555,6 +555,19 @@ pub static TABLES: &[Section] = &[
         metric("advised", "advised", "", "1 if the advice of this finding names the option that is the cure."),
         metric("found_after", "found after", "", "1 if `lab inspect` still has this finding with the cure."),
     ]},
+    Section { title: "An examination of lab inspect", metrics: &[
+        metric("cases", "cases", "", "Times that `lab inspect` was asked what a server is."),
+        metric("mechanism_right", "mechanism right", "%",
+            "Cases in which it named dispatch and sharing, and how each that accepts waits, over all cases."),
+        metric("healthy_called_hung", "healthy called hung", "",
+            "Workers that were not stopped, and that it called hung; of all cases together."),
+        metric("hung_found", "hung found", "%",
+            "Cases with a stopped worker in which it called this worker hung within 3 s, over all of them."),
+        metric("hung_found_s", "found after", "s",
+            "The longest time from the SIGSTOP of a worker to the answer that calls it hung, of those found within 3 s."),
+        metric("findings_right", "findings right", "%",
+            "Cases in which it found everything that must be found, and nothing else than what may be, over all cases."),
+    ]},
 ];
 
 /// What `lab inspect --format json` prints.

@@ -12,7 +12,7 @@
 //!   connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal;
 //!   [`inspect`]: how any running server accepts, seen from outside, and [`target`] what it is pointed at;
-//! - [`trials`]: one task for a process manager, ours or PM2, as the program `trial` runs it.
+//! - [`trials`]: one task for a process manager, ours or PM2, or for our own tools, as the program `trial` runs it.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
 

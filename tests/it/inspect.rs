@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use acceptlab::lab::check::client::{Client, GET};
-use acceptlab::lab::check::server::Program;
+use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::lab::inspect::findings::diagnose;
 use acceptlab::lab::inspect::{Observer, Target};
 use acceptlab::lab::observe::processes::{Process, poll_until};
+use acceptlab::lab::trials::modes::{Mode, OURS};
 use acceptlab::sys::namespace::NetworkNamespace;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -58,86 +59,51 @@ fn findings(document: &Value) -> Vec<&str> {
     document["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
 }
 
-/// A server, what it is started with, and how many clients it has meanwhile: one that serves a connection at a time has
-/// none, so that it is seen to wait. Then what is to be seen: dispatch, sharing, how whoever accepts waits, workers.
-type Mode = (&'static str, &'static [&'static str], usize, [&'static str; 3], usize);
-
-const WORKERS: &str = "workers-accept";
-const PASSES: &str = "master-passes-descriptors";
-
-const MODES: [Mode; 35] = [
-    ("sync", &[], 0, [WORKERS, "one", "accept"], 1),
-    ("fork", &[], 2, [PASSES, "one", "poll"], 2),
-    ("prefork", &["--workers", "3"], 1, [WORKERS, "shared", "accept"], 3),
-    ("prefork-poll", &["--workers", "3"], 0, [WORKERS, "shared", "poll"], 3),
-    ("prefork-poll", &["--workers", "3", "--call", "epoll"], 0, [WORKERS, "shared", "epoll"], 3),
-    ("prefork-lock", &["--workers", "3", "--lock", "fcntl"], 0, [WORKERS, "shared", "lock"], 3),
-    ("prefork-lock", &["--workers", "3", "--lock", "flock"], 0, [WORKERS, "shared", "lock"], 3),
-    ("prefork-lock", &["--workers", "3", "--lock", "semaphore"], 0, [WORKERS, "shared", "lock"], 3),
-    ("prefork-lock", &["--workers", "3", "--lock", "mutex"], 0, [WORKERS, "shared", "lock"], 3),
-    ("threaded", &[], 2, ["threads", "one", "accept"], 1),
-    ("prethreaded", &["--workers", "3"], 1, ["threads", "one", "accept"], 1),
-    ("prethreaded", &["--workers", "3", "--lock", "mutex"], 0, ["threads", "one", "lock"], 1),
-    ("thread-pool", &["--workers", "3"], 1, ["threads", "one", "accept"], 1),
-    ("idle-busy", &["--workers", "3"], 2, ["threads", "one", "epoll"], 1),
-    ("half-sync", &["--workers", "3"], 2, ["threads", "one", "epoll"], 1),
-    ("pipeline", &["--workers", "3"], 2, ["threads", "one", "accept"], 1),
-    ("leader-follower", &["--workers", "3"], 2, ["threads", "one", "epoll"], 1),
-    ("select-poll", &["--call", "select"], 2, [WORKERS, "one", "select"], 1),
-    ("select-poll", &["--call", "poll"], 2, [WORKERS, "one", "poll"], 1),
-    ("event-driven", &[], 2, [WORKERS, "one", "epoll"], 1),
-    ("event-loop", &[], 2, [WORKERS, "one", "epoll"], 1),
-    ("shared-accept", &["--workers", "3"], 2, [WORKERS, "shared", "epoll"], 3),
-    ("shared-accept", &["--workers", "3", "--wait", "epoll-edge"], 2, [WORKERS, "shared", "epoll-edge"], 3),
-    ("shared-accept", &["--workers", "3", "--wait", "epoll-exclusive"], 2, [WORKERS, "shared", "epoll-exclusive"], 3),
-    ("accept-mutex", &["--workers", "3"], 2, [WORKERS, "shared", "lock"], 3),
-    ("reuseport", &["--workers", "3"], 2, [WORKERS, "reuseport", "epoll"], 3),
-    ("master-dispatch", &["--workers", "3"], 2, [PASSES, "one", "epoll-edge"], 3),
-    ("pass-listener", &["--workers", "3"], 2, [WORKERS, "shared", "epoll"], 3),
-    ("peers", &["--workers", "3"], 2, [WORKERS, "reuseport", "epoll"], 3),
-    ("proxy", &["--workers", "3"], 2, ["master-proxies", "one", "epoll"], 3),
-    ("uring", &["--workers", "3", "--accept", "shared"], 2, [WORKERS, "shared", "io_uring"], 3),
-    ("uring", &["--workers", "3", "--accept", "reuseport"], 2, [WORKERS, "reuseport", "io_uring"], 3),
-    ("coroutines", &[], 2, [WORKERS, "one", "epoll"], 1),
-    ("tokio", &["--workers", "3"], 2, ["threads", "one", "epoll-edge"], 1),
-    ("tokio", &["--workers", "3", "--runtime", "per-core"], 2, ["threads", "reuseport", "epoll-edge"], 1),
-];
-
 /// How whoever accepts waits: the master where there is one, or else all workers.
 fn waits(document: &Value) -> Vec<&Value> {
     let workers = || document["workers"].as_array().unwrap().iter();
     document.get("master").map_or_else(|| workers().collect(), |master| vec![master])
 }
 
+/// One of our servers in one of its modes. Where it starts another program, that one is told the address.
+fn start_mode(mode: &Mode) -> Server {
+    let mut is_program = true;
+    let path_of = |word: &str| match (std::mem::replace(&mut is_program, word == "--"), word) {
+        (true, "cluster") => CLUSTER.to_string(),
+        (true, name) => kind(name).path.to_string(),
+        (false, other) => other.to_string(),
+    };
+    held(Program::new(&mode.command.split(' ').map(path_of).collect::<Vec<_>>()).start(&[]))
+}
+
 #[test]
 fn the_mechanism_of_every_server_is_named_from_outside() {
     let next = AtomicUsize::new(0);
     let look_at_the_next = || {
-        while let Some(&(name, flags, clients, expected, workers)) = MODES.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let server = start(name, flags);
-            let mut clients: Vec<Client> = (0..clients).map(|_| connect(&server)).collect();
+        while let Some(mode) = OURS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (server, name) = (start_mode(mode), mode.command);
+            let mut clients: Vec<Client> = (0..mode.open).map(|_| connect(&server)).collect();
             // Until the answer: then whoever serves a client has it.
             clients.iter_mut().for_each(|client| held(held(client.ask(GET)).expect(200)));
             let document = diagnosis(&server.addr.to_string(), SHORT);
-            let [dispatch, sharing, wait] = expected;
             let found = (document["dispatch"].as_str(), document["listeners"][0]["sharing"].as_str());
-            assert_eq!(found, (Some(dispatch), Some(sharing)), "{name} {flags:?}: {document:#}");
-            assert!(waits(&document).iter().all(|seen| seen["waits_in"] == wait), "{name} {flags:?}: {document:#}");
-            assert_eq!(states(&document).len(), workers, "{name} {flags:?}: {document:#}");
-            assert!(!states(&document).contains(&"hung"), "{name} {flags:?}: {document:#}");
+            assert_eq!(found, (Some(mode.dispatch), Some(mode.sharing)), "{name}: {document:#}");
+            let is_known = |seen: &&Value| mode.waits_in.iter().any(|known| seen["waits_in"] == *known);
+            assert!(waits(&document).iter().all(is_known), "{name}: {document:#}");
+            assert_eq!(states(&document).len(), mode.workers, "{name}: {document:#}");
+            assert!(!states(&document).contains(&"hung"), "{name}: {document:#}");
         }
     };
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(look_at_the_next))));
 }
 
 #[test]
-fn a_cluster_is_seen_to_pass_descriptors_or_to_share_its_listener() {
-    for (schedule, dispatch) in [("rr", PASSES), ("none", WORKERS)] {
-        let words = [CLUSTER, "--workers", "2", "--schedule", schedule, "--", kind("event-driven").path];
-        let server = held(Program::new(&words.map(String::from)).start(&[]));
-        let document = diagnosis(&server.addr.to_string(), SHORT);
-        assert_eq!((&document["dispatch"], states(&document).len()), (&Value::from(dispatch), 2), "{document:#}");
-    }
+fn every_server_of_the_syllabus_is_examined() {
+    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    let (syllabus, _) = manifest.split_once("# The instruments.").expect("they stand behind the servers");
+    let names = syllabus.split("[[bin]]").skip(1).filter_map(|bin| bin.split_once("name = \"")?.1.split('"').next());
+    let missing: Vec<&str> = names.filter(|name| !OURS.iter().any(|mode| mode.program() == *name)).collect();
+    assert_eq!(missing, [""; 0]);
 }
 
 #[test]

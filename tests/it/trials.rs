@@ -171,3 +171,28 @@ load = "{load}"
 columns = ["{column}"]"#
     ))
 }
+
+#[test]
+fn an_examination_of_lab_inspect_counts_its_right_answers_and_leaves_nothing_behind() {
+    let few = ["blind-test", "--of", "ours", "--as", "ordinary", "--load", "light", "--sample", "3", "--seed", "7"];
+    let mut trial = Command::new(TRIAL);
+    let trial = trial.args(few).args(["--format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let trial = trial.spawn().unwrap();
+    let folder = std::env::temp_dir().join(format!("acceptlab-blind-{}", trial.id()));
+    let output = trial.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    // Each healthy and with a stopped worker.
+    assert_eq!((&found["cases"], &found["healthy_called_hung"]), (&6.0.into(), &0.0.into()), "{said}");
+    assert_eq!(found["hung_found"], 100.0, "{said}");
+    assert!(found["hung_found_s"].as_f64() > Some(1.0) && found["hung_found_s"].as_f64() < Some(3.0), "{found}");
+    assert!(!folder.exists());
+}
+
+#[test]
+fn what_cannot_be_examined_is_one_line() {
+    let output = Command::new(TRIAL).args(["blind-test", "--of", "theirs"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "trial: theirs cannot be examined; there are ours and contenders\n");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+}

@@ -118,6 +118,14 @@ impl Contender {
     }
 }
 
+impl Contender {
+    /// Its folder belongs to this user from now on: the server runs as him.
+    pub fn give_to(&self, user: u32) -> Result<(), String> {
+        let given = std::os::unix::fs::chown(&self.folder, Some(user), Some(user));
+        given.map_err(|error| Failure::new(format!("give away {}", self.folder.display()), error).to_string())
+    }
+}
+
 /// Until the next look. A server that ends meanwhile was never ready.
 fn wait_a_look(server: &mut Running) -> Result<(), NotReady> {
     match server.await_exit(LOOK_EVERY).map_err(|_| NotReady::Interrupted)? {

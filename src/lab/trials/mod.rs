@@ -10,11 +10,14 @@
 //! And of `lab inspect`, which needs no manager: [`watching`] measures what it costs the server that it looks at.
 //! [`complaints`] is about no process manager: a server of another project starts as a public complaint has it, and with
 //! its cure.
+//! [`blind_test`] asks `lab inspect` what servers are, and [`modes`] has the answers.
 
+pub mod blind_test;
 pub mod complaints;
 pub mod keeping;
 pub mod load;
 pub mod manager;
+pub mod modes;
 pub mod serving;
 pub mod telling;
 pub mod watching;

@@ -261,6 +261,13 @@ pub static COLUMNS: &[Column] = &[
     own("diagnosed", Count(|s| trial(s, "diagnosed"))),
     own("advised", Count(|s| trial(s, "advised"))),
     own("found_after", Count(|s| trial(s, "found_after"))),
+    // What an examination of `lab inspect` has found.
+    own("cases", Count(|s| trial(s, "cases"))),
+    own("mechanism_right", Real(|s| trial(s, "mechanism_right"))),
+    own("healthy_called_hung", Count(|s| trial(s, "healthy_called_hung"))),
+    own("hung_found", Real(|s| trial(s, "hung_found"))),
+    own("hung_found_s", Real(|s| trial(s, "hung_found_s"))),
+    own("findings_right", Real(|s| trial(s, "findings_right"))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
