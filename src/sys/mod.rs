@@ -9,6 +9,7 @@ pub mod connections;
 pub mod descriptors;
 pub mod epoll;
 pub mod fd;
+pub mod foreign_listener;
 pub mod inotify;
 pub mod lock;
 pub mod memory;
