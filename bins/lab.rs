@@ -23,7 +23,7 @@ use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::manual_values::{Axis, ManualValues};
 use acceptlab::lab::program::{Stop, print_until, watch_for_interrupt};
-use acceptlab::lab::{check, order, record, verify, watch};
+use acceptlab::lab::{check, order, record, steer, verify, watch};
 use acceptlab::units::parse_positive_duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
@@ -190,6 +190,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
     },
+    /// Choose in another way among the sockets of a running SO_REUSEPORT group, and give the group back at the end
+    ///
+    /// The server is not changed: a program is attached to its group in the kernel. Ctrl-C gives the group back; should
+    /// lab be killed, another process of it, its watchdog, does the same.
+    ///
+    ///     lab steer :8080 --select live-set           a worker that hangs gets no new connection
+    ///     lab steer --select live-set -- nginx …      starts the server, and ends with it
+    ///
+    /// It needs the right to trace the server (ptrace): that of its user and, where Yama restricts it, of the process that
+    /// has started it. At the start it makes some connections of its own, which send nothing.
+    #[command(verbatim_doc_comment)]
+    Steer(steer::Options),
     /// Test any server, in any language, against section 1 of the contract
     ///
     /// Six levels: it starts, it answers, it can be measured, HTTP, it is robust, it ends well. The first broken level
@@ -224,6 +236,9 @@ const FOUND: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Steer(options) = arguments.command {
+        return steer::run(options).map_or_else(|why| console::end(Err(format!("lab: {why}"))), ExitCode::from);
+    }
     let failure = if matches!(arguments.command, Command::Inspect { .. }) { FOUND } else { 1 };
     match run(arguments) {
         Ok(true) => ExitCode::SUCCESS,
@@ -300,6 +315,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             let json = format == Format::Json;
             inspect::run(inspect::Options { target, duration, json, exact, fail_if, save }, &interrupt)
         }
+        Command::Steer(_) => unreachable!("main has run it"),
         Command::Check { explain: Some(point), .. } => print(&check::explain(&point).expect("clap knows the points")),
         Command::Check { all, level, only, format, command, .. } => {
             proc_is_mounted()?;

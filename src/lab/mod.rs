@@ -12,6 +12,7 @@
 //!   connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal;
 //!   [`inspect`]: how any running server accepts, seen from outside, and [`target`] what it is pointed at;
+//!   [`steer`]: another way to choose among its sockets;
 //! - [`trials`]: one task for a process manager, ours or PM2, or for our own tools, as the program `trial` runs it.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
@@ -28,6 +29,7 @@ pub mod check;
 pub mod commands;
 pub mod inspect;
 pub mod order;
+pub mod steer;
 pub mod target;
 pub mod trials;
 pub mod verify;

@@ -13,7 +13,12 @@ use crate::lab::record::{Record, newest};
 const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 
 /// Parts of the lab that only lessons with this word in a command line use: a program, or a folder of programs.
-const OF_A_WORD: [(&str, &str); 2] = [("src/lab/trials/", "trial"), ("src/lab/run/contender.rs", "contenders")];
+const OF_A_WORD: [(&str, &str); 4] = [
+    ("src/lab/trials/", "trial"),
+    ("src/lab/steer/", "trial"),
+    ("src/sys/foreign_listener.rs", "trial"),
+    ("src/lab/run/contender.rs", "contenders"),
+];
 
 /// Where lessons have programs and files of their own.
 const FILES_OF_LESSONS: &str = "experiments/";

@@ -1,0 +1,105 @@
+//! Which sockets may be chosen, and how often: a pure function of what was seen, as a program for the kernel.
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::classic_bpf::{BpfProgram, by_cpu, for_cpus, hash, random, weighted};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Select {
+    /// The worker on the CPU that processes the SYN; where workers are not pinned, the i-th socket for the i-th CPU
+    Cpu,
+    /// By chance
+    Random,
+    /// By chance among the workers that accept
+    LiveSet,
+    /// By chance among these, and more often those with fewer connections, open or waiting: looked at every 20 ms
+    LeastLoaded,
+    /// By the kernel's hash, as without a program; to compare with
+    Hash,
+}
+
+impl Select {
+    /// Whether the choice depends on what the workers do.
+    pub fn looks_at_workers(self) -> bool {
+        matches!(self, Select::LiveSet | Select::LeastLoaded)
+    }
+}
+
+/// What the choice knows of a socket of the group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its worker accepts.
+    pub is_live: bool,
+    /// Connections of its worker, open or waiting, beside a number that is the same for all.
+    pub load: u64,
+    /// The only CPU on which its worker may run.
+    pub cpu: Option<usize>,
+}
+
+/// So many sockets with the highest share still have a sum that a program can draw from.
+const MOST_SHARE: u64 = 1 << 19;
+
+/// The program for these sockets, in the order of the group; `cpus` are those on which a SYN may be processed. While no
+/// worker accepts, all are chosen: a queue is better than none.
+pub fn program(select: Select, candidates: &[Candidate], cpus: &[usize]) -> BpfProgram {
+    let is_dead = |candidate: &Candidate| !candidate.is_live && candidates.iter().any(|other| other.is_live);
+    match select {
+        Select::Hash => hash(),
+        Select::Random => random(candidates.len(), &[]),
+        Select::LiveSet => {
+            let numbered = candidates.iter().enumerate().filter(|(_, candidate)| is_dead(candidate));
+            random(candidates.len(), &numbered.map(|(number, _)| number).collect::<Vec<_>>())
+        }
+        Select::LeastLoaded => {
+            let live = || candidates.iter().filter(|candidate| !is_dead(candidate));
+            let most = live().map(|candidate| candidate.load).max().unwrap_or(0);
+            let share = |candidate: &Candidate| match is_dead(candidate) {
+                true => 0,
+                false => (most - candidate.load + 1).min(MOST_SHARE) as u32,
+            };
+            weighted(&candidates.iter().map(share).collect::<Vec<_>>())
+        }
+        Select::Cpu => {
+            let pinned = candidates.iter().enumerate().filter_map(|(number, candidate)| Some((candidate.cpu?, number)));
+            let pinned: Vec<(usize, usize)> = pinned.collect();
+            match pinned.is_empty() {
+                true => by_cpu(cpus, candidates.len()),
+                false => for_cpus(&pinned, candidates.len()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(live_and_load: &[(bool, u64)]) -> Vec<Candidate> {
+        live_and_load.iter().map(|&(is_live, load)| Candidate { is_live, load, cpu: None }).collect()
+    }
+
+    #[test]
+    fn who_does_not_accept_is_passed_over_unless_nobody_does() {
+        let one_hangs = candidates(&[(true, 0), (false, 0), (true, 0)]);
+        assert_eq!(program(Select::LiveSet, &one_hangs, &[0]), random(3, &[1]));
+        let all_hang = candidates(&[(false, 0), (false, 0)]);
+        assert_eq!(program(Select::LiveSet, &all_hang, &[0]), random(2, &[]));
+        assert_eq!(program(Select::LeastLoaded, &all_hang, &[0]), weighted(&[1, 1]));
+    }
+
+    #[test]
+    fn fewer_connections_are_a_larger_share() {
+        let loads = candidates(&[(true, 10), (true, 7), (false, 0), (true, 9)]);
+        assert_eq!(program(Select::LeastLoaded, &loads, &[0]), weighted(&[1, 4, 0, 2]));
+    }
+
+    #[test]
+    fn a_pinned_worker_is_found_by_its_cpu() {
+        let mut two = candidates(&[(true, 0), (true, 0)]);
+        assert_eq!(program(Select::Cpu, &two, &[0, 1]), by_cpu(&[0, 1], 2));
+        (two[0].cpu, two[1].cpu) = (Some(1), Some(0));
+        assert_eq!(program(Select::Cpu, &two, &[0, 1]), for_cpus(&[(1, 0), (0, 1)], 2));
+    }
+}
