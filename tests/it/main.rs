@@ -74,6 +74,7 @@ mod scenarios;
 mod screen;
 mod select;
 mod signals;
+mod steer;
 mod stopping;
 mod theory;
 mod timing;

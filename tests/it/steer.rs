@@ -1,0 +1,348 @@
+//! `lab steer` on servers that know nothing of it: who hangs gets no connection, and at the end, whatever end it is, the
+//! group is as it was.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output};
+
+use acceptlab::lab::check::server::Server;
+use acceptlab::lab::observe::processes::{Process, children, family, poll_until};
+use acceptlab::lab::plan::command::ServerCommand;
+use acceptlab::lab::program::{Program, Running, on_path};
+use acceptlab::lab::run::contender::Contender;
+use acceptlab::sys::descriptors::Descriptors;
+use acceptlab::sys::foreign_listener::{detach_selector, duplicate};
+use acceptlab::sys::pidfd::PidFd;
+use acceptlab::sys::sock_diag::listeners;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, geteuid};
+use serde_json::Value;
+
+use crate::support::{FOREVER, Needs, Ordinary, inconclusive, kind, load, start};
+
+const LAB: &str = env!("CARGO_BIN_EXE_lab");
+
+/// A running `lab steer` and the events that it has printed.
+struct Steer {
+    running: Running,
+    said: RefCell<String>,
+}
+
+impl Steer {
+    /// From the moment when its program is attached.
+    #[track_caller]
+    fn begin(program: Program, words: &[&str]) -> Steer {
+        let running = program.launch(&[words, &["--format", "json"]].concat()).unwrap();
+        let mut steer = Steer { running, said: RefCell::default() };
+        let begun = poll_until(FOREVER, || (steer.has("steering") || !steer.is_alive()).then_some(()));
+        assert!(begun.is_some() && steer.is_alive(), "{}", steer.running.failure("did not begin"));
+        steer
+    }
+
+    #[track_caller]
+    fn of(server: &Server, select: &str) -> Steer {
+        Steer::begin(lab(), &["steer", &server.addr.to_string(), "--select", select])
+    }
+
+    fn is_alive(&self) -> bool {
+        Process::find(self.running.pid()).is_some()
+    }
+
+    fn events(&self) -> Vec<Value> {
+        *self.said.borrow_mut() += &self.running.unread_stdout();
+        self.said.borrow().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn has(&self, event: &str) -> bool {
+        self.events().iter().any(|found| found["event"] == event)
+    }
+
+    #[track_caller]
+    fn await_event(&self, event: &str) -> Value {
+        let found = poll_until(FOREVER, || self.events().into_iter().rfind(|found| found["event"] == event));
+        found.unwrap_or_else(|| panic!("no {event} in {:?}", self.events()))
+    }
+
+    /// Ctrl-C, and the exit status.
+    fn end(&mut self) -> Option<i32> {
+        self.running.signal(Signal::SIGINT);
+        self.running.await_exit(FOREVER).unwrap().unwrap().code()
+    }
+}
+
+fn lab() -> Program {
+    Program::new(&[LAB.to_string()])
+}
+
+/// A listener of the server, taken as `lab steer` takes it; the test has started the server, so Yama allows it.
+fn listener_of(server: &Server) -> OwnedFd {
+    let own: Vec<u32> = listeners().unwrap().iter().filter(|l| l.ip() == Some(server.addr)).map(|l| l.inode).collect();
+    let found = family(server.pid()).into_iter().find_map(|process| {
+        let descriptors = Descriptors::of(process.pid)?;
+        let is_one = |number: &i32| descriptors.socket(*number).is_some_and(|inode| own.contains(&inode));
+        let number = (0..1000).find(is_one)?;
+        duplicate(&PidFd::open(Pid::from_raw(process.pid)).unwrap(), number).ok()
+    });
+    found.expect("it listens")
+}
+
+/// Whether the group has no program; if it has one, it has none afterwards.
+fn has_no_program(server: &Server) -> bool {
+    detach_selector(listener_of(server)) == Err(Errno::ENOENT)
+}
+
+fn ask(server: &Server, connections: u32) -> u64 {
+    let connections = connections.to_string();
+    let flags = ["--connections", "50", "--requests-per-connection", "1", "--rate", "500", "--timeout", "2s"];
+    load(server.addr, &[&flags[..], &["--requests", &connections]].concat()).errors.timeout
+}
+
+#[test]
+fn a_stopped_worker_gets_nothing_until_it_goes_on_and_the_group_is_as_it_was() {
+    let server = start("reuseport", &["--workers", "4"]);
+    let mut steer = Steer::of(&server, "live-set");
+    let worker = children(server.pid())[2];
+    assert!(worker.stop(FOREVER));
+    let out = steer.await_event("out");
+    assert_eq!((&out["pid"], &out["why"]), (&worker.pid.into(), &"it is stopped by a signal".into()), "{out}");
+    assert_eq!(ask(&server, 200), 0, "nobody may be sent to it");
+    assert!(worker.resume(FOREVER));
+    assert_eq!(steer.await_event("back")["pid"], worker.pid);
+    assert_eq!(steer.end(), Some(0));
+    assert!(has_no_program(&server));
+}
+
+#[test]
+fn every_way_to_choose_serves_all_and_takes_its_program_away() {
+    let server = start("reuseport", &["--workers", "3"]);
+    for select in ["cpu", "random", "live-set", "least-loaded", "hash"] {
+        let mut steer = Steer::of(&server, select);
+        assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)), "{select}");
+        assert!(has_no_program(&server), "{select}");
+    }
+}
+
+#[test]
+fn after_sigkill_the_watchdog_gives_the_group_back() {
+    let server = start("reuseport", &["--workers", "2"]);
+    let steer = Steer::of(&server, "random");
+    let watchdog = children(steer.running.pid());
+    assert_eq!(watchdog.len(), 1);
+    Process::find(steer.running.pid()).unwrap().kill();
+    assert!(poll_until(FOREVER, || (!watchdog[0].is_alive()).then_some(())).is_some());
+    assert!(has_no_program(&server));
+}
+
+#[test]
+fn a_dead_workers_queue_leaves_the_group_although_the_watchdog_had_a_duplicate() {
+    let server = start("reuseport", &["--workers", "3"]);
+    let mut steer = Steer::of(&server, "live-set");
+    // The first is the one whose listener it took.
+    for left in [2, 1] {
+        children(server.pid())[0].kill();
+        let is_smaller =
+            || steer.events().last().is_some_and(|last| last["pids"].as_array().map(Vec::len) == Some(left));
+        assert!(poll_until(FOREVER, || is_smaller().then_some(())).is_some(), "{:?}", steer.events());
+        assert_eq!(ask(&server, 50), 0);
+    }
+    assert_eq!(steer.end(), Some(0));
+    assert!(has_no_program(&server));
+}
+
+#[test]
+fn it_ends_when_the_server_ends() {
+    let mut server = start("reuseport", &["--workers", "2"]);
+    let mut steer = Steer::of(&server, "least-loaded");
+    server.stop().unwrap();
+    assert_eq!(steer.running.await_exit(FOREVER).unwrap().unwrap().code(), Some(0));
+    assert_eq!(steer.await_event("ended")["why"], "the server does not listen any more");
+}
+
+/// Two processes, each with a listener of its own, of which the one that is asked for /hang sleeps, and is not stopped.
+const MAY_HANG: &str = "
+import os, socket, time
+def listener(port):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(('127.0.0.1', port))
+    s.listen(100)
+    return s
+one = listener(0)
+two = listener(one.getsockname()[1])
+if os.fork():
+    two.close()
+    print('ready 127.0.0.1:%d' % one.getsockname()[1], flush=True)
+else:
+    one.close()
+    one = two
+while True:
+    c, _ = one.accept()
+    try:
+        c.settimeout(5)
+        head = c.recv(10000)
+        if b'/hang' in head: time.sleep(2)
+        body = b'handled by worker 0, pid %d' % os.getpid()
+        if head: c.sendall(b'HTTP/1.1 200 OK\\r\\nX-Worker: 0\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n%s' % (len(body), body))
+    except OSError: pass
+    c.close()
+";
+
+#[test]
+fn a_worker_that_does_not_accept_gets_nothing_until_it_does() {
+    if on_path("python3").is_none() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let words = ["python3", "-c", MAY_HANG].map(String::from);
+    let mut server = Program::new(&words).launch(&[]).unwrap();
+    let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+    let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "live-set"]);
+    let mut hangs = TcpStream::connect(&address).unwrap();
+    hangs.write_all(b"GET /hang HTTP/1.1\r\n\r\n").unwrap();
+    let url = address.parse().unwrap();
+    let flags = ["--connections", "50", "--requests-per-connection", "1", "--rate", "100", "--timeout", "10s"];
+    // Connections that come meanwhile find out that nobody accepts.
+    let report = load(url, &[&flags[..], &["--requests", "200"]].concat());
+    assert_eq!(report.errors.timeout, 0, "those that waited were served when it went on");
+    assert_eq!(steer.await_event("out")["why"], "it does not accept");
+    steer.await_event("back");
+    assert_eq!(steer.end(), Some(0));
+}
+
+#[test]
+fn a_reload_of_nginx_is_followed_and_costs_no_request() {
+    if on_path("nginx").is_none() {
+        return inconclusive(Needs::Tool("nginx"), "scripts/install_contenders.sh installs it");
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/contenders/nginx");
+    let command = ServerCommand::from(format!("{script} reuseport --workers 2 --listen 127.0.0.1:0"));
+    let contender = Contender::new().unwrap();
+    let mut nginx = contender.program(&command).launch(&[]).unwrap();
+    let address = contender.await_ready(&mut nginx, FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+    let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "live-set"]);
+    let before: Vec<i32> = children(nginx.pid()).iter().map(|worker| worker.pid).collect();
+    let flags = ["--connections", "50", "--requests-per-connection", "1", "--rate", "300", "--timeout", "10s"];
+    let loaded = std::thread::scope(|scope| {
+        let loaded = scope.spawn(|| load(address.parse().unwrap(), &[&flags[..], &["--requests", "600"]].concat()));
+        nginx.signal(Signal::SIGHUP);
+        let changed = steer.await_event("changed");
+        let pids = changed["pids"].as_array().unwrap();
+        assert!(pids.iter().any(|pid| !before.contains(&(pid.as_i64().unwrap_or(0) as i32))), "{changed}");
+        loaded.join().unwrap()
+    });
+    assert_eq!((loaded.errors.timeout, loaded.lost.len()), (0, 0));
+    // The workers of now are the ones that it looks at.
+    let is_new = || {
+        let steered = steer.events().last()?["pids"].as_array()?.iter().filter_map(Value::as_i64).collect::<Vec<_>>();
+        let now: Vec<i64> = children(nginx.pid()).iter().map(|worker| worker.pid.into()).collect();
+        (now.len() == 2 && now.iter().all(|pid| steered.contains(pid))).then_some(now[0] as i32)
+    };
+    let worker = Process::find(poll_until(FOREVER, is_new).expect("two new ones")).unwrap();
+    assert!(worker.stop(FOREVER));
+    assert_eq!(steer.await_event("out")["pid"], worker.pid);
+    worker.resume(FOREVER);
+    assert_eq!(steer.end(), Some(0));
+    nginx.signal(Signal::SIGTERM);
+    contender.await_end(&mut nginx, FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+}
+
+#[test]
+fn a_command_is_started_steered_signalled_and_its_exit_status_is_ours() {
+    let server = kind("reuseport").path;
+    let words = ["steer", "--select", "live-set", "--", server, "--workers", "2", "--listen", "127.0.0.1:0"];
+    let mut running = lab().launch(&words).unwrap();
+    let address = running.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+    let mut said = String::new();
+    let is_steered = poll_until(FOREVER, || {
+        said += &running.unread_stderr();
+        said.contains("is steered by live-set: 2 sockets").then_some(())
+    });
+    assert!(is_steered.is_some(), "{said}");
+    assert_eq!(load(address.parse().unwrap(), &["--requests", "10"]).errors.timeout, 0);
+    running.signal(Signal::SIGTERM);
+    let report = running.finish(FOREVER, |_| ()).unwrap_or_else(|why| panic!("{why:?}"));
+    assert!(report.contains(r#""model":"reuseport""#), "{report}");
+    let ended = Command::new(LAB).args(["steer", "--select", "cpu", "--", "sh", "-c", "exit 7"]).output().unwrap();
+    assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+}
+
+fn steer(words: &[&str]) -> Output {
+    Command::new(LAB).arg("steer").args(words).args(["--select", "live-set"]).output().unwrap()
+}
+
+/// The line on standard error of what cannot be steered.
+#[track_caller]
+fn refused(words: &[&str]) -> String {
+    let output = steer(words);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len(), said.lines().count()), (Some(1), 0, 1), "{said}");
+    said
+}
+
+#[test]
+fn a_group_with_a_program_of_its_own_is_left_alone() {
+    let server = start("reuseport", &["--workers", "3", "--select", "random"]);
+    let said = refused(&[&server.addr.to_string()]);
+    assert!(said.contains("has a program of its own") && said.contains("--replace"), "{said}");
+    assert!(!has_no_program(&server), "it still has it");
+}
+
+#[test]
+fn what_is_missing_is_one_line_with_the_way_out() {
+    let one = TcpListener::bind("127.0.0.1:0").unwrap();
+    let said = refused(&[&one.local_addr().unwrap().to_string()]);
+    assert!(said.contains("has one socket") && said.contains("reuseport"), "{said}");
+
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let said = refused(&[&datagrams.local_addr().unwrap().to_string()]);
+    assert!(said.contains("nobody listens") && said.contains("UDP"), "{said}");
+
+    let path = std::env::temp_dir().join(format!("acceptlab-steer-{}", std::process::id()));
+    let _unix = UnixListener::bind(&path).unwrap();
+    let said = refused(&[&format!("unix:{}", path.display())]);
+    fs::remove_file(&path).unwrap();
+    assert!(said.contains("a Unix socket, which has one queue"), "{said}");
+
+    let threads = start("tokio", &["--workers", "2", "--runtime", "per-core"]);
+    let said = refused(&[&threads.addr.to_string()]);
+    assert!(said.contains("by threads") && said.contains("--select cpu or random"), "{said}");
+    assert!(has_no_program(&threads));
+
+    assert!(refused(&["2147483647"]).contains("there is no process"));
+    let usage = Command::new(LAB).args(["steer", "--select", "cpu"]).output().unwrap();
+    assert_eq!(usage.status.code(), Some(2));
+}
+
+#[test]
+fn another_users_server_is_one_line_and_ones_own_needs_no_root() {
+    let Some(ordinary) = Ordinary::new(LAB) else { return };
+    let server = Ordinary::new(kind("reuseport").path).expect("as the first");
+    let mut server = server.program().start(&["--workers", "2"]).unwrap_or_else(|why| panic!("{why:?}"));
+    let words: Vec<String> = std::iter::once(ordinary.command().get_program())
+        .chain(ordinary.command().get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or("0".into());
+    let address = server.addr.to_string();
+    if yama.trim() == "0" {
+        let mut steer = Steer::begin(Program::new(&words), &["steer", &address, "--select", "live-set"]);
+        assert_eq!(steer.end(), Some(0));
+    } else {
+        let output = ordinary.command().args(["steer", &address, "--select", "cpu"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("Yama") && said.contains("-- COMMAND"), "{said}");
+    }
+    server.stop().unwrap();
+    if !geteuid().is_root() {
+        return inconclusive(Needs::Privilege("root"), "to have a server of another user");
+    }
+    let theirs = start("reuseport", &["--workers", "2"]);
+    let output = ordinary.command().args(["steer", &theirs.addr.to_string(), "--select", "cpu"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("run it as root"), "{said}");
+    assert!(has_no_program(&theirs));
+}
