@@ -17,9 +17,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::console::{self, Format};
-use acceptlab::lab::program::{Stop, watch_for_interrupt};
+use acceptlab::lab::program::{Interrupt, Stop, watch_for_interrupt};
 use acceptlab::lab::trials::blind_test::{self, BlindTest};
 use acceptlab::lab::trials::manager::{Manager, ManagerKind};
+use acceptlab::lab::trials::steering::{self, SteerCost, SteerStopped};
 use acceptlab::lab::trials::watching::{self, Watched};
 use acceptlab::lab::trials::{Measured, complaints, keeping, serving, telling};
 use acceptlab::metrics;
@@ -34,8 +35,8 @@ struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Who is tried: of the process managers pm or pm2; of `watched` a server; of `complaint` its name; of `blind-test`
-    /// ours or contenders
+    /// Who is tried: pm or pm2; of `watched` a server; of `steer-…` one with a listener for each worker, ours or
+    /// `experiments/contenders/nginx reuseport`; of `complaint` its name; of `blind-test` ours or contenders
     #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
     of: Vec<String>,
 
@@ -50,6 +51,27 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Trial {
+    #[command(flatten)]
+    OfManager(ManagerTrial),
+    /// What `lab inspect` costs a server of ours that it looks at: windows of load with it and without, in turns
+    Watched(Watched),
+    /// `lab steer`, one of four workers of a server is stopped: how many connections are stuck?
+    SteerStopped(SteerStopped),
+    /// `lab steer`, all four workers of a server are healthy: how many connections per second with it and without?
+    SteerCost(SteerCost),
+    /// A public complaint about a server of another project (--of gunicorn-2670): its symptom, what `lab inspect` says
+    /// of it, and the symptom after the cure
+    Complaint {
+        /// The folder of the scripts that start these servers; the complaints are in its folder complaints/
+        #[arg(long, value_name = "FOLDER", default_value = complaints::SERVERS)]
+        servers: PathBuf,
+    },
+    /// Servers in random order, healthy and with one worker stopped: what does `lab inspect` say of each?
+    BlindTest(BlindTest),
+}
+
+#[derive(Subcommand)]
+enum ManagerTrial {
     /// Reloads under load: how many requests are lost?
     Reloads {
         #[arg(long, value_name = "N", default_value_t = 20)]
@@ -133,17 +155,6 @@ enum Trial {
         #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
         duration: Duration,
     },
-    /// What `lab inspect` costs a server of ours that it looks at: windows of load with it and without, in turns
-    Watched(Watched),
-    /// A public complaint about a server of another project (--of gunicorn-2670): its symptom, what `lab inspect` says
-    /// of it, and the symptom after the cure
-    Complaint {
-        /// The folder of the scripts that start these servers; the complaints are in its folder complaints/
-        #[arg(long, value_name = "FOLDER", default_value = complaints::SERVERS)]
-        servers: PathBuf,
-    },
-    /// Servers in random order, healthy and with one worker stopped: what does `lab inspect` say of each?
-    BlindTest(BlindTest),
 }
 
 fn main() -> ExitCode {
@@ -159,48 +170,49 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<TrialReport, Stop> {
     let interrupt = watch_for_interrupt();
     let of = args.of.join(" ");
-    if let Trial::Watched(trial) = &args.trial {
-        let version = env!("CARGO_PKG_VERSION").to_string();
-        return Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, skipped: None });
+    match &args.trial {
+        Trial::OfManager(trial) => of_manager(trial, &of, args, interrupt),
+        Trial::Watched(trial) => {
+            let version = env!("CARGO_PKG_VERSION").to_string();
+            Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, skipped: None })
+        }
+        Trial::SteerStopped(trial) => steering::stopped_worker(&of, trial, &interrupt),
+        Trial::SteerCost(trial) => steering::cost(&of, trial, &interrupt),
+        Trial::Complaint { servers } => complaints::measure(&of, servers, &interrupt),
+        Trial::BlindTest(test) => blind_test::run(test, &of, &interrupt),
     }
-    if let Trial::Complaint { servers } = &args.trial {
-        return complaints::measure(&of, servers, &interrupt);
-    }
-    if let Trial::BlindTest(test) = &args.trial {
-        return blind_test::run(test, &of, &interrupt);
-    }
-    let kind = ManagerKind::from_str(&of, true).map_err(|_| format!("no process manager is called {of}: pm or pm2"))?;
+}
+
+fn of_manager(trial: &ManagerTrial, of: &str, args: &Args, interrupt: Interrupt) -> Result<TrialReport, Stop> {
+    let kind = ManagerKind::from_str(of, true).map_err(|_| format!("no process manager is called {of}: pm or pm2"))?;
     if let Some(why) = kind.missing() {
         return Ok(TrialReport { skipped: Some(why), ..TrialReport::default() });
     }
     let manager = Manager::new(kind, &args.programs, interrupt)?;
     let version = manager.version()?;
-    Ok(TrialReport { version, numbers: measure(&args.trial, &manager)?, skipped: None })
+    Ok(TrialReport { version, numbers: measure(trial, &manager)?, skipped: None })
 }
 
-fn measure(trial: &Trial, manager: &Manager) -> Measured {
+fn measure(trial: &ManagerTrial, manager: &Manager) -> Measured {
     match *trial {
-        Trial::Reloads { reloads, duration } => serving::reloads(manager, reloads, duration),
-        Trial::NeverReady { duration } => serving::never_ready(manager, duration),
-        Trial::CrashLoops { max_restarts, ref periods, delay } => {
+        ManagerTrial::Reloads { reloads, duration } => serving::reloads(manager, reloads, duration),
+        ManagerTrial::NeverReady { duration } => serving::never_ready(manager, duration),
+        ManagerTrial::CrashLoops { max_restarts, ref periods, delay } => {
             keeping::crash_loops(manager, max_restarts, periods, delay)
         }
-        Trial::Logs { writers, lines_per_minute, duration, rotations } => {
+        ManagerTrial::Logs { writers, lines_per_minute, duration, rotations } => {
             telling::logs(manager, writers, lines_per_minute, duration, rotations)
         }
-        Trial::MemoryLimit { within } => keeping::memory_limit(manager, within),
-        Trial::KilledDaemon { duration, timeout } => serving::killed_daemon(manager, duration, timeout),
-        Trial::Environment => serving::environment(manager),
-        Trial::KilledSaves { kills, within, seed } => keeping::killed_saves(manager, kills, within, seed),
-        Trial::Sockets => telling::sockets(manager),
-        Trial::Jlist => telling::jlist(manager),
-        Trial::SlowWorker { ref schedule, workers, slow, duration } => {
+        ManagerTrial::MemoryLimit { within } => keeping::memory_limit(manager, within),
+        ManagerTrial::KilledDaemon { duration, timeout } => serving::killed_daemon(manager, duration, timeout),
+        ManagerTrial::Environment => serving::environment(manager),
+        ManagerTrial::KilledSaves { kills, within, seed } => keeping::killed_saves(manager, kills, within, seed),
+        ManagerTrial::Sockets => telling::sockets(manager),
+        ManagerTrial::Jlist => telling::jlist(manager),
+        ManagerTrial::SlowWorker { ref schedule, workers, slow, duration } => {
             serving::slow_worker(manager, schedule, workers, slow, duration)
         }
-        Trial::Idle { applications, duration } => telling::idle(manager, applications, duration),
-        Trial::Watched(_) => unreachable!("it needs no manager"),
-        Trial::Complaint { .. } => unreachable!("it is about no process manager"),
-        Trial::BlindTest(_) => unreachable!("it is no trial of a manager"),
+        ManagerTrial::Idle { applications, duration } => telling::idle(manager, applications, duration),
     }
 }
 

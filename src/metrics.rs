@@ -568,6 +568,15 @@ pub static TABLES: &[Section] = &[
         metric("findings_right", "findings right", "%",
             "Cases in which it found everything that must be found, and nothing else than what may be, over all cases."),
     ]},
+    Section { title: "Trials of a server that is steered", metrics: &[
+        metric("steer_connections", "connections", "", "Connections with one request each, answered or not."),
+        metric("steer_stuck", "stuck", "%",
+            "100 · those without an answer within 300 ms, over all; from the beginning one of four workers is stopped."),
+        metric("rate_unsteered", "unsteered", "/s",
+            "Connections per second with one request each, all workers healthy: the median of the windows without `lab steer`."),
+        metric("rate_steered", "steered", "/s", "The same of the windows with it; they alternate."),
+        metric("rate_ratio", "of unsteered", "%", "100 · steered / unsteered."),
+    ]},
 ];
 
 /// What `lab inspect --format json` prints.

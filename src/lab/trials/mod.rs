@@ -1,5 +1,7 @@
-//! Trials of process managers: the same task for `pm` and for npm's PM2, from the same configuration. Each trial starts
-//! a manager of its own, with a folder of its own, and returns numbers; what they mean stands in [`crate::metrics`].
+//! Trials: one task for one program; a trial returns numbers, whose meaning stands in [`crate::metrics`].
+//!
+//! Of process managers: the same task for `pm` and for npm's PM2, from the same configuration, each in a folder of its
+//! own.
 //!
 //! - [`manager`]: the two managers, each by its command line, and the folder that a trial leaves nothing behind in;
 //! - [`load`]: requests to an application, by `loadgen`, while something is done to it;
@@ -7,10 +9,12 @@
 //! - [`keeping`]: what a manager does when an application crashes or grows, or when the manager itself is killed;
 //! - [`telling`]: what it writes and says: logs, sockets, `jlist`, and what it costs while nothing happens.
 //!
-//! And of `lab inspect`, which needs no manager: [`watching`] measures what it costs the server that it looks at.
-//! [`complaints`] is about no process manager: a server of another project starts as a public complaint has it, and with
-//! its cure.
-//! [`blind_test`] asks `lab inspect` what servers are, and [`modes`] has the answers.
+//! Of the lab's own tools:
+//!
+//! - [`complaints`]: a server of another project as a public complaint has it, what `lab inspect` says, and the cure;
+//! - [`blind_test`]: servers that `lab inspect` does not know; [`modes`] has the answers;
+//! - [`watching`]: what `lab inspect` costs the server that it looks at;
+//! - [`steering`]: what `lab steer` does for a server, and what it costs.
 
 pub mod blind_test;
 pub mod complaints;
@@ -19,6 +23,7 @@ pub mod load;
 pub mod manager;
 pub mod modes;
 pub mod serving;
+pub mod steering;
 pub mod telling;
 pub mod watching;
 

@@ -268,6 +268,11 @@ pub static COLUMNS: &[Column] = &[
     own("hung_found", Real(|s| trial(s, "hung_found"))),
     own("hung_found_s", Real(|s| trial(s, "hung_found_s"))),
     own("findings_right", Real(|s| trial(s, "findings_right"))),
+    own("steer_connections", Count(|s| trial(s, "steer_connections"))),
+    own("steer_stuck", Real(|s| trial(s, "steer_stuck"))),
+    own("rate_unsteered", Count(|s| trial(s, "rate_unsteered"))),
+    own("rate_steered", Count(|s| trial(s, "rate_steered"))),
+    own("rate_ratio", Real(|s| trial(s, "rate_ratio"))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
