@@ -3,7 +3,8 @@
 //!
 //! Comments, unit tests and the visibility of an item change nothing. Neither does an item that has only moved to
 //! another file, nor one that is new, as long as nothing that was there before speaks of it: whoever calls a new
-//! function has changed as well. A `use` counts like an item that comes to a file by another way.
+//! function has changed as well. Nor one that has gone, if nobody speaks of it. A `use` counts like an item that comes to
+//! a file by another way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +17,18 @@ pub struct Changed<'a> {
     pub file: &'a str,
     pub then: String,
     pub now: String,
+    /// False where nothing in it, and nothing that it calls, takes part in making rows.
+    pub makes_rows: bool,
 }
 
 /// The files of them whose change can change what a program does.
 pub fn deciding<'a>(changes: &[Changed<'a>]) -> BTreeSet<&'a str> {
     let parse = |change: &Changed<'a>| (change.file, Code::of(&change.then), Code::of(&change.now));
     let files: Vec<(&str, Code, Code)> = changes.iter().map(parse).collect();
+    let of_rows = || changes.iter().zip(&files).filter(|(change, _)| change.makes_rows).map(|(_, (_, _, now))| now);
+    let has_no_user = |item: &Named| {
+        item.kind != Kind::Other && !of_rows().any(|code| code.items.iter().any(|other| other.speaks_of(&item.name)))
+    };
     let mut arrived: BTreeMap<&str, usize> = BTreeMap::new();
     let mut new_names = BTreeSet::new();
     for item in files.iter().flat_map(|(_, then, now)| now.without(then)) {
@@ -39,13 +46,14 @@ pub fn deciding<'a>(changes: &[Changed<'a>]) -> BTreeSet<&'a str> {
                     moved.insert(&*item.text);
                     moved_names.insert(&*item.name);
                 }
+                None if has_no_user(item) => {}
                 None => drop(found.insert(*file)),
             }
         }
     }
     for (file, then, now) in &files {
         let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
-        let is_spoken_of = |name: &str| kept.iter().any(|item| item.text.split(' ').any(|word| word == name));
+        let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
         let meets_the_old = |item: &Named| match item.kind {
             Kind::Own => is_spoken_of(&item.name),
             Kind::Impl => !new_names.contains(&*item.name),
@@ -79,6 +87,12 @@ struct Named {
     name: String,
     /// Its tokens, a blank between two.
     text: String,
+}
+
+impl Named {
+    fn speaks_of(&self, name: &str) -> bool {
+        self.text.split(' ').any(|word| word == name)
+    }
 }
 
 /// The items of a file, and the path by which each name of others comes to it.
@@ -170,7 +184,10 @@ mod tests {
 
     /// The files whose change decides, of these: name, then, now.
     fn decide<'a>(files: &[(&'a str, &str, &str)]) -> Vec<&'a str> {
-        let change = |&(file, then, now): &(&'a str, &str, &str)| Changed { file, then: then.into(), now: now.into() };
+        let change = |&(file, then, now): &(&'a str, &str, &str)| {
+            let makes_rows = file != "reader";
+            Changed { file, then: then.into(), now: now.into(), makes_rows }
+        };
         deciding(&files.iter().map(change).collect::<Vec<_>>()).into_iter().collect()
     }
 
@@ -184,12 +201,12 @@ mod tests {
 
     #[test]
     fn an_item_decides_when_it_has_changed_or_gone_and_not_when_it_has_moved() {
-        let (one, two) = ("fn a() -> u8 { 1 }\nfn b() {}", "fn a() -> u8 { 2 }\nfn b() {}");
+        let (one, two) = ("fn a() -> u8 { 1 }\nfn b() { a() }", "fn a() -> u8 { 2 }\nfn b() { a() }");
         assert_eq!(decide(&[("x", one, two)]), ["x"]);
-        assert_eq!(decide(&[("x", one, "fn b() {}")]), ["x"]);
-        assert_eq!(decide(&[("x", one, "fn b() {}"), ("y", "", "pub fn a() -> u8 { 1 }")]), [""; 0]);
+        assert_eq!(decide(&[("x", one, "fn b() { a() }")]), ["x"]);
+        assert_eq!(decide(&[("x", one, "fn b() { a() }"), ("y", "", "pub fn a() -> u8 { 1 }")]), [""; 0]);
         // Two had it, and now one has.
-        assert_eq!(decide(&[("x", one, "fn b() {}"), ("y", one, one)]), ["x"]);
+        assert_eq!(decide(&[("x", one, "fn b() { a() }"), ("y", one, one)]), ["x"]);
         assert_eq!(decide(&[("x", "#![no_std]", "")]), ["x"]);
     }
 
@@ -201,6 +218,15 @@ mod tests {
         let structure = "use o::a;\nfn b() { a(); }\nstruct C;\nimpl Drop for C { fn drop(&mut self) {} }";
         assert_eq!(decide(&[("x", then, structure)]), [""; 0]);
         assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { a(); }\nimpl Drop for Old {}")]), ["x"]);
+    }
+
+    #[test]
+    fn an_item_that_has_gone_decides_when_what_makes_rows_still_speaks_of_it() {
+        let then = "struct A;\nimpl A { fn b() {} }\nfn c() {}";
+        let gone = ("x", then, "fn c() {}");
+        assert_eq!(decide(&[gone, ("reader", "", "struct A;\nimpl A { fn b() -> u8 { 1 } }")]), [""; 0]);
+        assert_eq!(decide(&[gone, ("y", "fn d() {}", "use crate::reader::A;\nfn d() { A::b() }")]), ["x", "y"]);
+        assert_eq!(decide(&[("x", then, "struct A;\nfn c() {}")]), ["x"]);
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::content::{Content, History, Trees, changed_files, file_at};
 use crate::lab::record::{Record, newest};
 
-/// Programs that take part in every run.
-const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
+/// The program that takes part in every run. The other one, `lab`, only reads a command line: what it does stands in
+/// `src/lab/`.
+const IN_EVERY_RUN: [&str; 1] = ["loadgen"];
 
 /// Parts of the lab that only lessons with this word in a command line use: a program, or a folder of programs.
 const OF_A_WORD: [(&str, &str); 4] = [
@@ -122,8 +123,9 @@ fn changed_code(root: &Path, then: &Trees, now: &Trees) -> BTreeSet<String> {
         return src.into_iter().chain(bins).map(String::from).collect();
     };
     let text = |trees, file: &str| file_at(root, trees, file).unwrap_or_default();
-    let changes = files.iter().map(|file| Changed { file, then: text(then, file), now: text(now, file) });
-    items::deciding(&changes.collect::<Vec<_>>()).into_iter().map(String::from).collect()
+    let change = |file| Changed { file, then: text(then, file), now: text(now, file), makes_rows: makes_rows(file) };
+    let changes: Vec<Changed> = files.iter().map(|file| change(file.as_str())).collect();
+    items::deciding(&changes).into_iter().map(String::from).collect()
 }
 
 /// The folders and programs of these files that the lesson's rows come from.
@@ -175,5 +177,9 @@ fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
     let folder = file.strip_prefix("src/").and_then(|file| Some(file.split_once('/')?.0));
     let word = OF_A_WORD.iter().find(|(place, _)| file.starts_with(place)).map(|(_, word)| *word);
     let of_one = word.or(program).or(folder.filter(|folder| source(root, folder).exists()));
-    of_one.is_none_or(|name| programs.contains(name)) && !MAKES_NO_ROWS.iter().any(|folder| file.starts_with(folder))
+    of_one.is_none_or(|name| programs.contains(name)) && makes_rows(file)
+}
+
+fn makes_rows(file: &str) -> bool {
+    !MAKES_NO_ROWS.iter().any(|place| file.starts_with(place))
 }
