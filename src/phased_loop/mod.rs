@@ -481,13 +481,19 @@ mod tests {
             })
         };
         events.start_timer(timer, Duration::ZERO, Duration::ZERO);
-        events.queue(Phase::Check, note("immediate"));
+        // Its helper has not done before this turn of the loop is over.
+        let (over, is_over) = std::sync::mpsc::channel();
+        let immediate = note("immediate");
+        events.queue(Phase::Check, move |events| {
+            immediate(events);
+            over.send(()).unwrap();
+        });
         events.queue(Phase::Pending, note("deferred"));
         let done = note("request");
         events
             .submit(
                 RequestClass::Fast,
-                || 6 * 7,
+                move || is_over.recv().map(|()| 6 * 7).unwrap(),
                 move |events, result| {
                     assert_eq!(result, Ok(42));
                     done(events);

@@ -68,7 +68,7 @@ pub fn deciding<'a>(changes: &[Changed<'a>]) -> BTreeSet<&'a str> {
             found.insert(*file);
         }
     }
-    found
+    changes.iter().filter(|change| change.makes_rows && found.contains(change.file)).map(|change| change.file).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::Value;
 
-use super::modes::{CONTENDERS, Mode, OURS};
+use super::modes::{Load, Mode, Modes};
 use super::numbers;
 use crate::console;
 use crate::failure::Failure;
@@ -27,15 +27,6 @@ use crate::lab::run::contender::Contender;
 use crate::report::TrialReport;
 use crate::sys::procfs::command_line;
 
-/// How much is asked of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Load {
-    /// A few hundred connections a second, with a request each
-    Light,
-    /// 32 clients, each with its next connection as soon as it has an answer
-    Heavy,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum User {
     Root,
@@ -46,6 +37,9 @@ pub enum User {
 /// What is examined.
 #[derive(Args)]
 pub struct BlindTest {
+    /// The servers, and what is known of each
+    #[arg(long, value_name = "FILE", default_value = "experiments/blind-test.toml")]
+    pub modes: PathBuf,
     /// As which user everything runs
     #[arg(long = "as", value_enum, default_value = "root")]
     pub user: User,
@@ -81,9 +75,10 @@ const ORDINARY: u32 = 65533;
 
 /// `of` is `ours` or `contenders`.
 pub fn run(test: &BlindTest, of: &str, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
-    let modes: &[Mode] = match of {
-        "ours" => &OURS,
-        "contenders" => &CONTENDERS,
+    let all = Modes::read(&test.modes)?;
+    let modes = match of {
+        "ours" => &all.ours,
+        "contenders" => &all.contenders,
         other => return Err(Stop::Failed(format!("{other} cannot be examined; there are ours and contenders"))),
     };
     if test.user == User::Root && !geteuid().is_root() {
@@ -103,15 +98,15 @@ pub fn run(test: &BlindTest, of: &str, interrupt: &Interrupt) -> Result<TrialRep
 }
 
 /// A mode under a load; first healthy, then with a stopped worker.
-struct Case {
-    mode: &'static Mode,
+struct Case<'a> {
+    mode: &'a Mode,
     load: Load,
     /// Which of its workers is stopped.
     chance: usize,
 }
 
 /// In random order; without the programs that are missing.
-fn cases(test: &BlindTest, modes: &'static [Mode]) -> Vec<Case> {
+fn cases<'a>(test: &BlindTest, modes: &'a [Mode]) -> Vec<Case<'a>> {
     let mut chance = test.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
     let installed = modes.iter().filter(|mode| on_path(mode.program()).is_some());
     let loads = Load::value_variants().iter().filter(|&&load| test.load.is_none_or(|only| only == load));
@@ -234,7 +229,7 @@ fn mark(case: &Case, answer: &Value, victim: Option<i32>, found_s: Option<f64>) 
         None => answer["workers"].as_array().into_iter().flatten().collect(),
     };
     let waits: Vec<String> = accepting.iter().map(|process| text(&process["waits_in"])).collect();
-    let is_known = |wait: &String| mode.waits_in.contains(&wait.as_str());
+    let is_known = |wait: &String| mode.waits_in.contains(wait);
     let mechanism =
         dispatch == mode.dispatch && sharing == mode.sharing && !waits.is_empty() && waits.iter().all(is_known);
     if !mechanism {
@@ -313,7 +308,7 @@ impl Server {
     fn start(mode: &Mode, place: &Place, interrupt: &Interrupt) -> Result<Server, Stop> {
         let contender = mode.is_contender().then(Contender::new).transpose()?;
         // Where a server starts another program, that one is told the address.
-        let command = format!("{} --listen 127.0.0.1:0", place.command(mode.command));
+        let command = format!("{} --listen 127.0.0.1:0", place.command(&mode.command));
         let program = match &contender {
             Some(contender) => {
                 if place.wrapper.is_some() {
@@ -328,7 +323,7 @@ impl Server {
             Some(contender) => contender.await_ready(&mut running, START_WITHIN),
             None => running.await_ready(START_WITHIN),
         };
-        let address = ready.map_err(|not_ready| not_ready.stop(mode.command))?;
+        let address = ready.map_err(|not_ready| not_ready.stop(&mode.command))?;
         Ok(Server { running, contender, address })
     }
 
@@ -456,8 +451,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn case(command: &str) -> Case {
-        let mode = OURS.iter().find(|mode| mode.command == command).expect("it is in the list");
+    fn modes() -> Modes {
+        Modes::read(Path::new("experiments/blind-test.toml")).unwrap()
+    }
+
+    fn case<'a>(modes: &'a Modes, command: &str) -> Case<'a> {
+        let mode = modes.ours.iter().find(|mode| mode.command == command).expect("it is in the list");
         Case { mode, load: Load::Light, chance: 0 }
     }
 
@@ -469,7 +468,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_right_when_its_three_words_are_and_nothing_else_was_found() {
-        let case = case("prefork --workers 4");
+        let modes = modes();
+        let case = case(&modes, "prefork --workers 4");
         let right = mark(&case, &answer("workers-accept", ["accept", "accept"], &[]), None, None);
         assert!(right.mechanism && right.findings && right.wrong.is_empty());
         let wrong = mark(&case, &answer("threads", ["accept", "accept"], &["herd"]), None, None);
@@ -480,7 +480,8 @@ mod tests {
 
     #[test]
     fn a_healthy_worker_that_is_called_hung_is_counted_and_a_stopped_one_must_be_found() {
-        let case = case("prefork --workers 4");
+        let modes = modes();
+        let case = case(&modes, "prefork --workers 4");
         let mut answer = answer("workers-accept", ["accept", "accept"], &["hung-worker"]);
         answer["workers"][0]["state"] = json!("hung");
         assert_eq!(mark(&case, &answer, None, None).accused, 1);
@@ -491,9 +492,12 @@ mod tests {
 
     #[test]
     fn the_order_is_random_and_the_same_for_the_same_seed() {
-        let test = |seed, sample| BlindTest { user: User::Root, load: None, sample, seed: Some(seed) };
-        let order =
-            |test: BlindTest| cases(&test, &CONTENDERS).iter().map(|case| case.mode.command).collect::<Vec<_>>();
+        let modes = modes();
+        let test =
+            |seed, sample| BlindTest { modes: PathBuf::new(), user: User::Root, load: None, sample, seed: Some(seed) };
+        let order = |test: BlindTest| {
+            cases(&test, &modes.contenders).iter().map(|case| case.mode.command.as_str()).collect::<Vec<_>>()
+        };
         assert_eq!(order(test(1, None)), order(test(1, None)));
         let few = order(test(1, Some(2)));
         assert!(few.len() <= 2 && order(test(1, None)).starts_with(&few));
