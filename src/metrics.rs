@@ -629,8 +629,8 @@ pub static INSPECT: &[Section] = &[
             "The time between the first look and the last."),
         metric("inspect.totals.new_connections", "new connections", "",
             "Connections that began between the first look and the last: on the loopback all that were seen, \
-             also in TIME_WAIT; elsewhere at least PassiveOpens of the network namespace, which counts all its \
-             listeners."),
+             also in TIME_WAIT, or were accepted, where the kernel counts that (--exact); elsewhere at least \
+             PassiveOpens of the network namespace, which counts all its listeners."),
         metric("inspect.totals.connections", "open", "",
             "Connections of the listeners that were open at the last look."),
         metric("inspect.totals.more_requests", "more requests", "",

@@ -69,8 +69,8 @@ pub fn run(target: Target, window: Duration, interrupt: &Interrupt) -> Result<()
 /// The picture, from top to bottom; what has no room is left out at the end of the workers.
 fn lines(diagnosis: &Diagnosis, first: usize, width: usize, height: usize, paint: Paint) -> Vec<Line<'static>> {
     let mut lines = vec![Line::raw(shortened(&diagnosis.command, width))];
-    lines.push(Line::raw(shortened(&mechanism(diagnosis), width)));
-    lines.extend(wrapped(&connections(diagnosis), width, 2).into_iter().map(Line::raw));
+    let heading = [mechanism(diagnosis), connections(diagnosis)];
+    lines.extend(heading.iter().flat_map(|text| wrapped(text, width, 2)).map(Line::raw));
     let mut findings: Vec<Line> = Vec::new();
     for finding in &diagnosis.findings {
         let text = wrapped(&format!("{}: {}", finding.id, finding.says), width, 2);
@@ -81,17 +81,19 @@ fn lines(diagnosis: &Diagnosis, first: usize, width: usize, height: usize, paint
     let cells = "    pid waits in         share    CPU  open queued state";
     lines.push(Line::raw(shortened(&format!("{cells:<CELLS$}{:<bar_width$} CPU", "share"), width)));
     let room = height.saturating_sub(lines.len() + findings.len() + 1);
-    let all = diagnosis.master.iter().chain(&diagnosis.workers);
-    lines.extend(all.skip(first).take(room).map(|worker| line(worker, bar_width, paint)));
+    let workers = diagnosis.workers.iter().map(|worker| line(worker, false, bar_width, paint));
+    let master = diagnosis.master.iter().map(|master| line(master, true, bar_width, paint));
+    lines.extend(master.chain(workers).skip(first).take(room));
     lines.extend(findings);
     lines
 }
 
-fn line(worker: &Worker, bar_width: usize, paint: Paint) -> Line<'static> {
+fn line(worker: &Worker, is_master: bool, bar_width: usize, paint: Paint) -> Line<'static> {
     let percent = |value: f64| format!("{:.0} %", 100.0 * value);
     let queued = worker.queued.map_or("–".to_string(), |queued| queued.to_string());
     let (state, colour) = match worker.state {
         State::Hung => ("hung", Color::Red),
+        _ if is_master => ("master", Color::Reset),
         State::Idle => ("idle", Color::Reset),
         State::Serving => ("serving", Color::Reset),
     };

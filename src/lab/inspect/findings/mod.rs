@@ -180,7 +180,9 @@ fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Rol
     let is_local = last.listeners.iter().all(|listener| listener.ip().is_none_or(|ip| ip.ip().is_loopback()));
     let of_all = last.passive_opens.saturating_sub(first.passive_opens);
     let seen = last.new - first.new;
-    let new_connections = if is_local { seen } else { seen.max(of_all) };
+    // What a client resets leaves no TIME_WAIT anywhere.
+    let accepted = roles.acceptors.keys().filter_map(|pid| summaries[pid].accepted()).sum();
+    let new_connections = if is_local { seen.max(accepted) } else { seen.max(of_all) };
     let who: BTreeSet<i32> = roles.acceptors.keys().chain(&roles.workers).copied().collect();
     let sum = |of: fn(&Summary) -> u64| who.iter().map(|pid| of(&summaries[pid])).sum::<u64>() as f64;
     let per = |amount: f64| (new_connections >= ENOUGH).then(|| over(amount, new_connections as f64));

@@ -145,6 +145,11 @@ impl<'a> Summary<'a> {
         self.first.open + self.last.new - self.first.new
     }
 
+    /// Connections that it has accepted, where the kernel counted them.
+    pub fn accepted(&self) -> Option<u64> {
+        Some(self.last.accepted?.saturating_sub(self.first.accepted?))
+    }
+
     /// CPU time of other threads than the busiest, also of those that have begun and ended between two looks.
     pub fn cpu_ns_of_others(&self) -> u64 {
         self.cpu_ns.saturating_sub(self.cpu_of.values().copied().max().unwrap_or(0))

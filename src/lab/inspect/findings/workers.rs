@@ -85,8 +85,7 @@ impl Worker {
         let least_queued = own.iter().map(|queue| queue.least_queued).max().unwrap_or(0);
         let hangs_in = hangs_in(recording, pid, least_queued);
         let cpu_share = summary.cpu_ns as f64 / 1e9 / seconds;
-        let grown = |of: fn(&Process) -> Option<u64>| Some(of(summary.last)?.saturating_sub(of(summary.first)?));
-        let accepted = grown(|process| process.accepted);
+        let accepted = summary.accepted();
         // What a ring accepts is no system call of its own.
         let is_exact =
             roles.way == Way::OwnAccept && roles.acceptors.get(&pid).is_some_and(|&way| way != Wait::IoUring);
@@ -109,7 +108,7 @@ impl Worker {
             },
             hangs_in,
             accepted,
-            woken: grown(|process| process.woken),
+            woken: summary.last.woken.zip(summary.first.woken).map(|(last, first)| last.saturating_sub(first)),
             seen: accepted.filter(|_| is_exact).unwrap_or(summary.seen()),
             cpu_ns: summary.cpu_ns,
             voluntary: summary.voluntary,
