@@ -9,11 +9,12 @@ use acceptlab::lab::check::client::served;
 use acceptlab::lab::check::server::Program;
 use acceptlab::lab::inspect::{Observer, Target};
 use acceptlab::lab::observe::processes::poll_until;
-use nix::unistd::geteuid;
+use acceptlab::sys::procfs::Stat;
+use nix::unistd::{SysconfVar, geteuid, sysconf};
 use serde_json::Value;
 
 use crate::inspect::{LAB, SHORT, diagnosis, refused, states};
-use crate::support::{Needs, Ordinary, can_trace, held, inconclusive, kind, raise_descriptor_limit, start};
+use crate::support::{FOREVER, Needs, Ordinary, can_trace, held, inconclusive, kind, raise_descriptor_limit, start};
 
 /// Namespaces of users and processes: whoever starts it is root inside.
 const CONTAINER: [&str; 6] = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"];
@@ -280,18 +281,22 @@ fn the_kernel_counts_exactly_who_accepts_where_we_may_ask_it() {
     let mut server = start("prefork", &["--workers", "3"]);
     let target = server.addr.to_string();
     let looking = Command::new(LAB)
-        .args(["inspect", &target, "--exact", "--duration", "3s", "--format", "json"])
+        .args(["inspect", &target, "--exact", "--duration", "5s", "--format", "json"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // The counters run when the lab has opened them.
-    let counts = || {
-        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", looking.id())).ok()?.flatten();
-        let links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        let is_counter = |link: &std::path::PathBuf| link.to_str() == Some("anon_inode:[perf_event]");
-        (links.filter(is_counter).count() >= 18).then_some(())
+    // It has looked for the first time when all counters are open and it waits: three for each process and CPU.
+    let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN).unwrap().unwrap() as usize;
+    let pid = looking.id() as i32;
+    let has_looked = || {
+        let stat = Stat::of(pid).filter(Stat::is_alive);
+        let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let links = links.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let counters = links.filter(|link| link.to_str() == Some("anon_inode:[perf_event]")).count();
+        // Where it may not count, it ends.
+        stat.is_none_or(|stat| stat.state == 'S' && counters == 3 * 4 * cpus).then_some(())
     };
-    let _ = poll_until(Duration::from_secs(2), counts);
+    poll_until(FOREVER, has_looked).expect("it looks");
     for _ in 0..60 {
         drop(TcpStream::connect(server.addr).unwrap());
     }
