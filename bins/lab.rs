@@ -190,16 +190,17 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
     },
-    /// Choose in another way among the sockets of a running SO_REUSEPORT group, and give the group back at the end
+    /// Choose among the sockets of a running SO_REUSEPORT group, and give the group back at the end
     ///
-    /// The server is not changed: a program is attached to its group in the kernel. Ctrl-C gives the group back; should
-    /// lab be killed, another process of it, its watchdog, does the same.
+    /// The server is not changed: a program is attached to its group in the kernel. Ctrl-C gives the
+    /// group back; should lab be killed, its watchdog, a second process, does the same.
     ///
     ///     lab steer :8080 --select live-set           a worker that hangs gets no new connection
     ///     lab steer --select live-set -- nginx …      starts the server, and ends with it
     ///
-    /// It needs the right to trace the server (ptrace): that of its user and, where Yama restricts it, of the process that
-    /// has started it. At the start it makes some connections of its own, which send nothing.
+    /// It needs the right to trace the server (ptrace): as its user or root and, where Yama restricts
+    /// it, as the process that has started the server. At the start, and when it doubts that a worker
+    /// accepts, it makes connections of its own, which send nothing, or an empty line.
     #[command(verbatim_doc_comment)]
     Steer(steer::Options),
     /// Test any server, in any language, against section 1 of the contract

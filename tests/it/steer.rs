@@ -139,6 +139,16 @@ fn after_sigkill_the_watchdog_gives_the_group_back() {
 }
 
 #[test]
+fn without_its_watchdog_it_gives_the_group_back_and_ends() {
+    let server = start("reuseport", &["--workers", "2"]);
+    let mut steer = Steer::of(&server, "random");
+    children(steer.running.pid())[0].kill();
+    assert_eq!(steer.running.await_exit(FOREVER).unwrap().unwrap().code(), Some(1));
+    assert!(steer.running.unread_stderr().contains("the watchdog was killed"));
+    assert!(has_no_program(&server));
+}
+
+#[test]
 fn a_dead_workers_queue_leaves_the_group_although_the_watchdog_had_a_duplicate() {
     let server = start("reuseport", &["--workers", "3"]);
     let mut steer = Steer::of(&server, "live-set");

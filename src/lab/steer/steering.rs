@@ -24,6 +24,7 @@ use super::watchdog::Watchdog;
 use crate::classic_bpf::{BpfProgram, MAX_OWN, with_own};
 use crate::cpu;
 use crate::failure::Failure;
+use crate::sys::foreign_listener::detach_selector;
 use crate::sys::procfs::{Stat, descriptors};
 
 /// A queue that was never empty for so long may be one that nobody accepts from.
@@ -73,8 +74,12 @@ impl Steering {
         Ok(steering)
     }
 
-    /// Gives the group back.
+    /// Gives the group back, also where the watchdog was killed.
     pub fn end(mut self, why: &str) {
+        if self.watchdog.has_ended() {
+            // A listener that is gone has no program to lose.
+            let _ = self.group.holder.duplicate().and_then(detach_selector);
+        }
         self.watchdog.release();
         self.events.say(&Event::Ended { why });
     }
@@ -84,15 +89,20 @@ impl Steering {
     }
 
     fn hand_over(&self) -> Result<(), String> {
-        let handed = self.group.holder.duplicate().and_then(|member| self.watchdog.hand_over(member));
-        handed.map_err(|errno| Failure::new("give the watchdog a duplicate of a listener", errno).to_string())
+        match self.group.holder.duplicate().and_then(|member| self.watchdog.hand_over(member)) {
+            // It is gone again, and the next look finds another.
+            Ok(()) | Err(Errno::ESRCH | Errno::EBADF) => Ok(()),
+            Err(errno) => Err(Failure::new("give the watchdog a duplicate of a listener", errno).to_string()),
+        }
     }
 
     /// Looks once, and attaches another program if there is a reason. Why to end, where there is a reason.
     pub fn look(&mut self) -> Result<Option<&'static str>, String> {
         const ENDED: &str = "the server does not listen any more";
         if self.watchdog.has_ended() {
-            return Err("the watchdog was killed, and nobody else would give the group back".to_string());
+            return Err(
+                "the watchdog was killed; without it nobody would give the group back after a SIGKILL".to_string()
+            );
         }
         let queues = self.group.queues();
         if queues.is_empty() {
