@@ -30,6 +30,9 @@ use crate::sys::procfs::{Stat, descriptors};
 /// A queue that was never empty for so long may be one that nobody accepts from.
 const DOUBT_AFTER: Duration = Duration::from_millis(100);
 
+/// A worker that is out, and whose queue grows by more than this, has another number than was found.
+const FEW_MORE: u32 = 50;
+
 /// By its number in the group.
 #[derive(Default)]
 struct Member {
@@ -44,6 +47,8 @@ struct Member {
     probe: Option<Probe>,
     /// Why it gets no connection.
     out: Option<&'static str>,
+    /// How many waited when the program that passes it over was attached.
+    queued_when_out: Option<u32>,
 }
 
 pub struct Steering {
@@ -227,7 +232,7 @@ impl Steering {
 
     fn look_at_workers(&mut self) -> Result<(), String> {
         let mut doubtful = Vec::new();
-        let mut is_unknown_back = false;
+        let (mut is_unknown_back, mut is_wrong) = (false, false);
         for (number, member) in self.members.iter_mut().enumerate() {
             let was_out = member.out;
             let is_stopped = member.pid.and_then(Stat::of).is_some_and(|stat| matches!(stat.state, 'T' | 't'));
@@ -247,13 +252,18 @@ impl Steering {
                 Some(probe) if probe.age() > ACCEPTED_WITHIN => Some("it does not accept"),
                 Some(_) => was_out,
             };
+            // From the look after that on, when the program is attached.
+            member.queued_when_out = member.out.and(was_out).map(|_| member.queued_when_out.unwrap_or(member.queued));
+            is_wrong |= member.queued_when_out.is_some_and(|then| member.queued > then + FEW_MORE);
             match (was_out, member.out) {
                 (None, Some(why)) => self.events.say(&Event::Out { number, pid: member.pid, why }),
                 (Some(_), None) => self.events.say(&Event::Back { number, pid: member.pid }),
                 _ => {}
             }
         }
-        if is_unknown_back {
+        // Where all are out, all are chosen.
+        let has_live = self.members.iter().any(|member| member.out.is_none());
+        if is_unknown_back || (is_wrong && has_live) {
             self.number_sockets()?;
             self.events.say(&Event::Changed { pids: self.pids() });
             return Ok(());
