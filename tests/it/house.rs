@@ -172,9 +172,14 @@ fn syllabus() -> Vec<Listed> {
     programs
 }
 
-/// Words that are also an architecture's name: an event of a cluster, in Node's word for it, and HTTP's pipelining.
-const OTHER_MEANINGS: [(&str, &str); 3] =
-    [("fork", "src/cluster/workers.rs"), ("pipeline", "src/metrics.rs"), ("pipeline", "src/load/commands/merge.rs")];
+/// Words that are also an architecture's name: an event of a cluster, in Node's word for it, HTTP's pipelining, and the
+/// contract's word for sockets that share an address.
+const OTHER_MEANINGS: [(&str, &str); 4] = [
+    ("fork", "src/cluster/workers.rs"),
+    ("pipeline", "src/metrics.rs"),
+    ("pipeline", "src/load/commands/merge.rs"),
+    ("reuseport", "src/lab/trials/modes.rs"),
+];
 
 #[test]
 fn the_library_does_not_know_which_architectures_exist() {
