@@ -10,72 +10,95 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quote::ToTokens;
 use syn::visit_mut::{VisitMut, visit_file_mut};
-use syn::{Attribute, Item, Type, UseTree};
+use syn::{Attribute, ImplItem, Item, Type, UseTree};
 
-/// A file as it was and as it is; empty where there was or is none.
-pub struct Changed<'a> {
-    pub file: &'a str,
-    pub then: String,
-    pub now: String,
-    /// False where nothing in it, and nothing that it calls, takes part in making rows.
-    pub makes_rows: bool,
-}
+/// The files that differ between two commits: each as it was and as it is.
+pub struct Changes(Vec<(String, Code, Code)>);
 
-/// The files of them whose change can change what a program does.
-pub fn deciding<'a>(changes: &[Changed<'a>]) -> BTreeSet<&'a str> {
-    let parse = |change: &Changed<'a>| (change.file, Code::of(&change.then), Code::of(&change.now));
-    let files: Vec<(&str, Code, Code)> = changes.iter().map(parse).collect();
-    let of_rows = || changes.iter().zip(&files).filter(|(change, _)| change.makes_rows).map(|(_, (_, _, now))| now);
-    let has_no_user = |item: &Named| {
-        item.kind != Kind::Other && !of_rows().any(|code| code.items.iter().any(|other| other.speaks_of(&item.name)))
-    };
-    let mut arrived: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut new_names = BTreeSet::new();
-    for item in files.iter().flat_map(|(_, then, now)| now.without(then)) {
-        *arrived.entry(&item.text).or_default() += 1;
-        new_names.extend((item.kind == Kind::Own).then_some(&*item.name));
+impl Changes {
+    /// Name, text then and text now of each file; a text is empty where there was or is no file.
+    pub fn new(files: impl IntoIterator<Item = (String, String, String)>) -> Changes {
+        Changes(files.into_iter().map(|(file, then, now)| (file, Code::of(&then), Code::of(&now))).collect())
     }
-    let (mut moved, mut moved_names) = (BTreeSet::new(), BTreeSet::new());
-    let mut found = BTreeSet::new();
-    for (file, then, now) in &files {
-        for item in then.without(now) {
-            new_names.remove(&*item.name);
-            match arrived.get_mut(&*item.text).filter(|left| **left > 0) {
-                Some(left) => {
-                    *left -= 1;
-                    moved.insert(&*item.text);
-                    moved_names.insert(&*item.name);
-                }
-                None if has_no_user(item) => {}
-                None => drop(found.insert(*file)),
+
+    /// The files whose change can change what a program does, of those that take part in it.
+    pub fn deciding(&self, takes_part: impl Fn(&str) -> bool) -> BTreeSet<&str> {
+        let all = &self.0;
+        let files: Vec<&(String, Code, Code)> = all.iter().filter(|(file, ..)| takes_part(file)).collect();
+        // What was there before, here or elsewhere, and takes part in making rows.
+        let old: BTreeSet<&str> = all.iter().flat_map(|(_, then, _)| &then.items).map(|item| &*item.text).collect();
+        let now = files.iter().flat_map(|(_, _, now)| &now.items);
+        let users: Vec<&Named> = now.filter(|item| old.contains(&*item.text)).collect();
+        let (mut arrived, mut new_names, mut successors) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        for (file, then, now) in all {
+            for item in now.without(then) {
+                *arrived.entry(&*item.text).or_insert(0) += 1;
+                new_names.extend((item.kind == Kind::Own).then_some(&*item.name));
+                successors.extend(takes_part(file).then_some((item.kind, &*item.name)));
             }
         }
-    }
-    for (file, then, now) in &files {
-        let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
-        let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
-        let meets_the_old = |item: &Named| match item.kind {
-            Kind::Own => is_spoken_of(&item.name),
-            Kind::Impl => !new_names.contains(&*item.name),
-            Kind::Other => true,
+        // One of the same name with another text has only changed: its users may stand in files that are as they were.
+        let has_no_user = |item: &Named| {
+            let has_gone = item.kind != Kind::Other && !successors.contains(&(item.kind, &*item.name));
+            has_gone && !users.iter().any(|user| user.speaks_of(&item.name))
         };
-        let comes_anew = |(name, path): (&String, &String)| {
-            let is_spoken_of = is_spoken_of(name) || (name.starts_with('*') && !kept.is_empty());
-            then.uses.get(name) != Some(path) && !moved_names.contains(&**name) && is_spoken_of
-        };
-        let mut new = now.without(then).filter(|item| !moved.contains(&*item.text));
-        if new.any(meets_the_old) || now.uses.iter().any(comes_anew) {
-            found.insert(*file);
+        let (mut moved, mut moved_names) = (BTreeSet::new(), BTreeSet::new());
+        let mut found = BTreeSet::new();
+        for (file, then, now) in files.iter().copied() {
+            for item in then.without(now) {
+                new_names.remove(&*item.name);
+                match arrived.get_mut(&*item.text).filter(|left| **left > 0) {
+                    Some(left) => {
+                        *left -= 1;
+                        moved.insert(&*item.text);
+                        moved_names.insert(&*item.name);
+                    }
+                    None if has_no_user(item) => {}
+                    None => drop(found.insert(file.as_str())),
+                }
+            }
         }
+        for (file, then, now) in files.iter().copied() {
+            let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
+            let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
+            let meets_the_old = |item: &Named| match item.kind {
+                Kind::Own | Kind::Methods => item.brings.iter().any(|name| is_spoken_of(name)),
+                Kind::Impl => !new_names.contains(&*item.name),
+                Kind::Other => true,
+            };
+            // What it speaks of is something else where it stands now.
+            let means_another = |item: &Named| {
+                let meant =
+                    |old: &Named, here: &Named| old.kind == Kind::Own && old.name == here.name && old.text != here.text;
+                let origins = || all.iter().filter(|(_, then, _)| then.items.contains(item));
+                let mut here = now.items.iter().filter(|here| item.speaks_of(&here.name));
+                here.any(|here| origins().any(|(_, then, _)| then.items.iter().any(|old| meant(old, here))))
+            };
+            let decides = |item: &Named| match moved.contains(&*item.text) {
+                true => means_another(item),
+                false => meets_the_old(item),
+            };
+            // A name that others have by way of this file, too.
+            let comes_anew = |(name, path): (&String, &String)| match then.uses.get(name) {
+                Some(before) => before != path && !moved_names.contains(&**name),
+                None if name.starts_with('*') => !kept.is_empty(),
+                None => !moved_names.contains(&**name) && is_spoken_of(name),
+            };
+            if now.without(then).any(decides) || now.uses.iter().any(comes_anew) {
+                found.insert(file.as_str());
+            }
+        }
+        found
     }
-    changes.iter().filter(|change| change.makes_rows && found.contains(change.file)).map(|change| change.file).collect()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     /// It has a name of its own, and does nothing until that is used.
     Own,
-    /// Named by its type.
+    /// Named by its type; each of its functions does nothing until it is used.
+    Methods,
+    /// Of a trait, named by its type.
     Impl,
     /// A static, a macro, or a text that is no Rust.
     Other,
@@ -85,13 +108,19 @@ enum Kind {
 struct Named {
     kind: Kind,
     name: String,
-    /// Its tokens, a blank between two.
+    /// What can be used where it is there.
+    brings: Vec<String>,
+    /// Its tokens.
     text: String,
 }
 
 impl Named {
+    fn other(text: String) -> Named {
+        Named { kind: Kind::Other, name: String::new(), brings: Vec::new(), text }
+    }
+
     fn speaks_of(&self, name: &str) -> bool {
-        self.text.split(' ').any(|word| word == name)
+        self.text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
     }
 }
 
@@ -106,13 +135,13 @@ impl Code {
     fn of(text: &str) -> Code {
         let mut code = Code::default();
         let Ok(mut file) = syn::parse_file(text) else {
-            code.items.push(Named { kind: Kind::Other, name: String::new(), text: text.to_string() });
+            code.items.push(Named::other(text.to_string()));
             return code;
         };
         visit_file_mut(&mut WithoutDocs, &mut file);
         let attributes: Vec<String> =
             file.attrs.iter().map(|attribute| attribute.to_token_stream().to_string()).collect();
-        code.items.extend(attributes.into_iter().map(|text| Named { kind: Kind::Other, name: String::new(), text }));
+        code.items.extend(attributes.into_iter().map(Named::other));
         file.items.iter().for_each(|item| code.add(item));
         code
     }
@@ -124,21 +153,27 @@ impl Code {
         }
         let (kind, name) = match item {
             Item::Use(item) => return self.add_use(&item.tree, String::new()),
-            Item::Mod(item) if item.content.is_none() => return,
+            Item::Mod(item) => {
+                return item.content.iter().flat_map(|(_, items)| items).for_each(|item| self.add(item));
+            }
             Item::Const(item) => (Kind::Own, item.ident.to_string()),
             Item::Enum(item) => (Kind::Own, item.ident.to_string()),
             Item::Fn(item) => (Kind::Own, item.sig.ident.to_string()),
-            Item::Mod(item) => (Kind::Own, item.ident.to_string()),
             Item::Struct(item) => (Kind::Own, item.ident.to_string()),
             Item::Trait(item) => (Kind::Own, item.ident.to_string()),
             Item::Type(item) => (Kind::Own, item.ident.to_string()),
+            Item::Impl(item) if item.trait_.is_none() => (Kind::Methods, last_name(&item.self_ty)),
             Item::Impl(item) => (Kind::Impl, last_name(&item.self_ty)),
             _ => (Kind::Other, String::new()),
         };
         let text = ["pub (crate) ", "pub (super) ", "pub "]
             .iter()
             .fold(&*text, |text, public| text.strip_prefix(public).unwrap_or(text));
-        self.items.push(Named { kind, name, text: text.to_string() });
+        let brings = match item {
+            Item::Impl(item) => item.items.iter().filter_map(name_in_impl).collect(),
+            _ => vec![name.clone()],
+        };
+        self.items.push(Named { kind, name, brings, text: text.to_string() });
     }
 
     fn add_use(&mut self, tree: &UseTree, path: String) {
@@ -170,6 +205,14 @@ fn last_name(of: &Type) -> String {
     }
 }
 
+fn name_in_impl(item: &ImplItem) -> Option<String> {
+    match item {
+        ImplItem::Const(item) => Some(item.ident.to_string()),
+        ImplItem::Fn(item) => Some(item.sig.ident.to_string()),
+        _ => None,
+    }
+}
+
 struct WithoutDocs;
 
 impl VisitMut for WithoutDocs {
@@ -183,19 +226,16 @@ mod tests {
     use super::*;
 
     /// The files whose change decides, of these: name, then, now.
-    fn decide<'a>(files: &[(&'a str, &str, &str)]) -> Vec<&'a str> {
-        let change = |&(file, then, now): &(&'a str, &str, &str)| {
-            let makes_rows = file != "reader";
-            Changed { file, then: then.into(), now: now.into(), makes_rows }
-        };
-        deciding(&files.iter().map(change).collect::<Vec<_>>()).into_iter().collect()
+    fn decide(files: &[(&str, &str, &str)]) -> Vec<String> {
+        let texts = files.iter().map(|(file, then, now)| (file.to_string(), then.to_string(), now.to_string()));
+        Changes::new(texts).deciding(|file| file != "reader").into_iter().map(String::from).collect()
     }
 
     #[test]
     fn comments_tests_order_and_visibility_decide_nothing() {
-        let then = "//! One.\nuse std::fmt;\nfn a() -> u8 { 1 }\n/// B.\nfn b() { a(); }";
+        let then = "//! One.\nuse std::fmt;\nfn a() -> u8 { 1 }\n/// B.\nfn b() { a(); }\nmod c { pub fn d() {} }";
         let now = "//! Two.\nuse std::fmt;\npub(crate) fn b() { a(); } // it\nfn a() -> u8 { 1 }\n\
-                   #[cfg(test)]\nmod tests { fn c() {} }";
+                   mod c { pub fn d() {} fn e() {} }\n#[cfg(test)]\nmod tests { fn c() {} }";
         assert_eq!(decide(&[("x", then, now)]), [""; 0]);
     }
 
@@ -205,19 +245,34 @@ mod tests {
         assert_eq!(decide(&[("x", one, two)]), ["x"]);
         assert_eq!(decide(&[("x", one, "fn b() { a() }")]), ["x"]);
         assert_eq!(decide(&[("x", one, "fn b() { a() }"), ("y", "", "pub fn a() -> u8 { 1 }")]), [""; 0]);
+        // Who uses it may stand in a file that is as it was.
+        assert_eq!(decide(&[("x", "pub const A: u8 = 1;", "pub const A: u8 = 2;")]), ["x"]);
+        assert_eq!(decide(&[("x", "fn main() { run(1) }", "fn main() { run(2) }")]), ["x"]);
+        assert_eq!(decide(&[("x", "impl A { fn b() {} }", "impl A { fn b() { c() } }")]), ["x"]);
         // Two had it, and now one has.
         assert_eq!(decide(&[("x", one, "fn b() { a() }"), ("y", one, one)]), ["x"]);
         assert_eq!(decide(&[("x", "#![no_std]", "")]), ["x"]);
     }
 
     #[test]
+    fn an_item_that_has_moved_decides_when_it_means_something_else_there() {
+        let (x, end) = ("const T: u8 = 60; fn c() { wait(T) }", "fn end() { wait(T) }");
+        let y = "const T: u8 = 2; fn d() { wait(T) }";
+        let (x_then, y_now) = (format!("{x} {end}"), format!("{y} {end}"));
+        assert_eq!(decide(&[("x", &x_then, x), ("y", y, &y_now)]), ["y"]);
+    }
+
+    #[test]
     fn a_new_item_decides_when_an_old_one_speaks_of_it() {
-        let then = "use o::a;\nfn b() { a(); }";
-        assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { a(); }\nfn c() {}")]), [""; 0]);
-        assert_eq!(decide(&[("x", then, "fn b() { a(); }\nfn a() {}")]), ["x"]);
-        let structure = "use o::a;\nfn b() { a(); }\nstruct C;\nimpl Drop for C { fn drop(&mut self) {} }";
+        let then = "use o::a;\nfn b() { f(a(1)); }";
+        assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { f(a(1)); }\nfn c() {}")]), [""; 0]);
+        assert_eq!(decide(&[("x", then, "fn b() { f(a(1)); }\nfn a() {}")]), ["x"]);
+        let (a, methods) = ("struct A; fn b() { A::c() }", "impl A { fn d() {} }");
+        assert_eq!(decide(&[("x", a, &format!("{a} {methods}"))]), [""; 0]);
+        assert_eq!(decide(&[("x", a, &format!("{a} {}", methods.replace('d', "c")))]), ["x"]);
+        let structure = "use o::a;\nfn b() { f(a(1)); }\nstruct C;\nimpl Drop for C { fn drop(&mut self) {} }";
         assert_eq!(decide(&[("x", then, structure)]), [""; 0]);
-        assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { a(); }\nimpl Drop for Old {}")]), ["x"]);
+        assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { f(a(1)); }\nimpl Drop for Old {}")]), ["x"]);
     }
 
     #[test]
@@ -225,7 +280,9 @@ mod tests {
         let then = "struct A;\nimpl A { fn b() {} }\nfn c() {}";
         let gone = ("x", then, "fn c() {}");
         assert_eq!(decide(&[gone, ("reader", "", "struct A;\nimpl A { fn b() -> u8 { 1 } }")]), [""; 0]);
-        assert_eq!(decide(&[gone, ("y", "fn d() {}", "use crate::reader::A;\nfn d() { A::b() }")]), ["x", "y"]);
+        assert_eq!(decide(&[gone, ("y", "fn d() {}", "use crate::reader::A;\nfn d() { A::b() }")]), ["y"]);
+        let moved = ("y", "", "use crate::reader::A;\nfn c() { A::b() }");
+        assert_eq!(decide(&[("x", "struct A;\nfn c() { A::b() }", ""), moved]), ["x"]);
         assert_eq!(decide(&[("x", then, "struct A;\nfn c() {}")]), ["x"]);
     }
 
@@ -235,6 +292,8 @@ mod tests {
         assert_eq!(decide(&[("x", then, "use o::{a, self};\nuse p::d;\nfn b() { a(); o::c() }")]), [""; 0]);
         assert_eq!(decide(&[("x", then, "use o;\nuse p::a;\nfn b() { a(); o::c() }")]), ["x"]);
         assert_eq!(decide(&[("x", then, "use o::{self, a};\nuse p::*;\nfn b() { a(); o::c() }")]), ["x"]);
+        // Others have it from here.
+        assert_eq!(decide(&[("x", "pub use o::E;", "pub use p::E;")]), ["x"]);
         let (from, to) = ("pub fn a() {}", "pub fn a() {}");
         let now = "use o;\nuse p::a;\nfn b() { a(); o::c() }";
         assert_eq!(decide(&[("x", then, now), ("o", from, ""), ("p", "", to)]), [""; 0]);

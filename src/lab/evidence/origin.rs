@@ -4,38 +4,49 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::items::{self, Changed};
+use super::items::Changes;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::content::{Content, History, Trees, changed_files, file_at};
 use crate::lab::record::{Record, newest};
 
-/// The program that takes part in every run. The other one, `lab`, only reads a command line: what it does stands in
-/// `src/lab/`.
-const IN_EVERY_RUN: [&str; 1] = ["loadgen"];
+/// Programs that take part in every run.
+const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 
-/// Parts of the lab that only lessons with this word in a command line use: a program, or a folder of programs.
-const OF_A_WORD: [(&str, &str); 4] = [
-    ("src/lab/trials/", "trial"),
-    ("src/lab/steer/", "trial"),
-    ("src/sys/foreign_listener.rs", "trial"),
-    ("src/lab/run/contender.rs", "contenders"),
+/// The trials of `lab inspect` and `lab steer`.
+const TRIALS_OF_TOOLS: &[&str] = &["blind-test", "complaint", "steer-cost", "steer-stopped", "watched"];
+const STEERING: &[&str] = &["steer-cost", "steer-stopped"];
+
+/// Parts of the lab that only lessons with one of these words in a command line use: a program, a trial, or a folder of
+/// programs.
+const OF_WORDS: [(&str, &[&str]); 15] = [
+    ("src/lab/trials/blind_test.rs", &["blind-test"]),
+    ("src/lab/trials/modes.rs", &["blind-test"]),
+    ("src/lab/trials/complaints.rs", &["complaint"]),
+    ("src/lab/trials/watching.rs", &["watched"]),
+    ("src/lab/trials/steering.rs", STEERING),
+    ("src/lab/trials/", &["trial"]),
+    ("src/lab/steer/", STEERING),
+    ("src/sys/foreign_listener.rs", STEERING),
+    ("src/lab/inspect/", TRIALS_OF_TOOLS),
+    ("src/lab/target.rs", TRIALS_OF_TOOLS),
+    ("src/sys/connections.rs", TRIALS_OF_TOOLS),
+    ("src/sys/descriptors.rs", TRIALS_OF_TOOLS),
+    ("src/sys/sock_diag.rs", TRIALS_OF_TOOLS),
+    ("src/sys/waiting.rs", TRIALS_OF_TOOLS),
+    ("src/lab/run/contender.rs", &["contenders", "blind-test"]),
 ];
 
 /// Where lessons have programs and files of their own.
 const FILES_OF_LESSONS: &str = "experiments/";
 
-/// What reads rows, shows servers, says what a number means or where a record comes from, but takes no part in making rows.
-const MAKES_NO_ROWS: [&str; 11] = [
+/// What reads rows, shows servers, says what a number means or where a record comes from, but takes no part in making
+/// rows. `bins/lab.rs` reads a command line; what `lab` does stands in `src/lab/`.
+const MAKES_NO_ROWS: [&str; 6] = [
+    "bins/lab.rs",
     "src/lab/evidence/",
     "src/lab/watch/",
     "src/lab/check/",
-    "src/lab/inspect/",
-    "src/lab/target.rs",
     "src/lab/record/content.rs",
-    "src/sys/connections.rs",
-    "src/sys/descriptors.rs",
-    "src/sys/sock_diag.rs",
-    "src/sys/waiting.rs",
     "src/metrics.rs",
 ];
 
@@ -57,14 +68,14 @@ pub fn judge(root: &Path, experiments: &[Experiment], records: &[Record]) -> Ori
     let mut origins = Origins::default();
     let mut stale: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     // Of each commit that records name, once.
-    let mut changed_since: BTreeMap<&Trees, BTreeSet<String>> = BTreeMap::new();
+    let mut changed_since: BTreeMap<&Trees, Option<Changes>> = BTreeMap::new();
     for experiment in experiments {
         let name = experiment.name.as_str();
         let Some(record) = newest(records, name) else { continue };
         let then = &record.header.content;
         let trees = then.trees.as_ref().zip(now.trees.as_ref());
-        let changed =
-            trees.map(|(then, now)| &*changed_since.entry(then).or_insert_with(|| changed_code(root, then, now)));
+        let changed = trees
+            .map(|(then, now)| changed_since.entry(then).or_insert_with(|| changed_code(root, then, now)).as_ref());
         if let Some(why) = changes(root, then, &now, changed, experiment, has_git) {
             stale.entry(why).or_default().push(name);
         }
@@ -91,23 +102,23 @@ pub fn judge(root: &Path, experiments: &[Experiment], records: &[Record]) -> Ori
     origins
 }
 
-/// Why a lesson's record is stale. Without git only the matrix can have changed.
+/// Why a lesson's record is stale. Without git only the matrix can have changed. `changed` is absent without commits to
+/// compare, and empty where git does not know one of them.
 fn changes(
     root: &Path,
     then: &Content,
     now: &Content,
-    changed: Option<&BTreeSet<String>>,
+    changed: Option<Option<&Changes>>,
     lesson: &Experiment,
     has_git: bool,
 ) -> Option<String> {
     if then.trees.is_none() {
         return Some("the record names no commit: it is old, or of a dirty tree".to_string());
     }
+    let programs = programs(root, lesson);
     let mut reasons = match changed {
-        Some(changed) => {
-            let programs = programs(root, lesson);
-            [places(root, changed, &programs), changed_lesson_files(then, now, &programs)].concat()
-        }
+        Some(Some(code)) => [places(root, code, &programs), changed_lesson_files(then, now, &programs)].concat(),
+        Some(None) => [changed_folders(then, now), changed_lesson_files(then, now, &programs)].concat(),
         None if has_git => vec!["files that are not committed".to_string()],
         None => Vec::new(),
     };
@@ -116,27 +127,28 @@ fn changes(
     (!reasons.is_empty()).then(|| format!("changed since: {}", reasons.join(", ")))
 }
 
-/// The files of `src/` and `bins/` whose change can change rows; the folders where git does not know a tree.
-fn changed_code(root: &Path, then: &Trees, now: &Trees) -> BTreeSet<String> {
-    let Some(files) = changed_files(root, then, now) else {
-        let (src, bins) = ((then.src != now.src).then_some("src/"), (then.bins != now.bins).then_some("bins/"));
-        return src.into_iter().chain(bins).map(String::from).collect();
-    };
+/// What has changed in `src/` and `bins/`; `None` where git does not know one of these trees.
+fn changed_code(root: &Path, then: &Trees, now: &Trees) -> Option<Changes> {
+    let files = changed_files(root, then, now)?;
     let text = |trees, file: &str| file_at(root, trees, file).unwrap_or_default();
-    let change = |file| Changed { file, then: text(then, file), now: text(now, file), makes_rows: makes_rows(file) };
-    let changes: Vec<Changed> = files.iter().map(|file| change(file.as_str())).collect();
-    items::deciding(&changes).into_iter().map(String::from).collect()
+    Some(Changes::new(files.into_iter().map(|file| (file.clone(), text(then, &file), text(now, &file)))))
 }
 
-/// The folders and programs of these files that the lesson's rows come from.
-fn places(root: &Path, files: &BTreeSet<String>, programs: &BTreeSet<String>) -> Vec<String> {
+fn changed_folders(then: &Content, now: &Content) -> Vec<String> {
+    let differs = |of: fn(&Trees) -> &String| then.trees.as_ref().map(of) != now.trees.as_ref().map(of);
+    let (src, bins) = (differs(|trees| &trees.src).then_some("src/"), differs(|trees| &trees.bins).then_some("bins/"));
+    src.into_iter().chain(bins).map(String::from).collect()
+}
+
+/// The folders and programs that have changed and that the lesson's rows come from.
+fn places(root: &Path, code: &Changes, programs: &BTreeSet<String>) -> Vec<String> {
     // A program is named whole, the library by its folder.
-    let place = |file: &String| match file.strip_prefix("src/").and_then(|file| file.split_once('/')) {
+    let place = |file: &str| match file.strip_prefix("src/").and_then(|file| file.split_once('/')) {
         Some((folder, _)) => format!("src/{folder}/"),
-        None => file.clone(),
+        None => file.to_string(),
     };
-    let deciding = files.iter().filter(|file| decides(root, file, programs));
-    deciding.map(place).collect::<BTreeSet<_>>().into_iter().collect()
+    let deciding = code.deciding(|file| decides(root, file, programs));
+    deciding.into_iter().map(place).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The files of `experiments/` that have changed and that the lesson names, or a folder that they are in.
@@ -150,7 +162,7 @@ fn changed_lesson_files(then: &Content, now: &Content, programs: &BTreeSet<Strin
 }
 
 /// The words of a lesson's command lines, the names of its programs among them; and those that a program of it names as
-/// one that it starts, or as a folder of `experiments/`.
+/// one that it starts, or as a folder of `experiments/`, or that a list among them names.
 fn programs(root: &Path, lesson: &Experiment) -> BTreeSet<String> {
     let cases = lesson.cases(false);
     let words = cases.iter().flat_map(|case| [case.server.text(), case.client.text()]);
@@ -158,9 +170,12 @@ fn programs(root: &Path, lesson: &Experiment) -> BTreeSet<String> {
     // A flag of a program that was split has the name of the program that it starts.
     let mut programs: BTreeSet<String> = words.map(|word| word.trim_start_matches('-').to_string()).collect();
     for program in programs.clone() {
-        let text = fs::read_to_string(source(root, &program)).unwrap_or_default();
+        let is_list = program.starts_with(FILES_OF_LESSONS);
+        let path = if is_list { root.join(&program) } else { source(root, &program) };
+        let text = fs::read_to_string(path).unwrap_or_default();
         let is_named = |word: &&str| word.starts_with(FILES_OF_LESSONS) || source(root, word).exists();
-        programs.extend(text.split('"').filter(is_named).map(String::from));
+        let ends: &[char] = if is_list { &['"', ' ', '\n'] } else { &['"'] };
+        programs.extend(text.split(ends).filter(is_named).map(String::from));
     }
     programs
 }
@@ -175,11 +190,10 @@ fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
     let program =
         file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs")).filter(|name| !name.contains('/'));
     let folder = file.strip_prefix("src/").and_then(|file| Some(file.split_once('/')?.0));
-    let word = OF_A_WORD.iter().find(|(place, _)| file.starts_with(place)).map(|(_, word)| *word);
-    let of_one = word.or(program).or(folder.filter(|folder| source(root, folder).exists()));
-    of_one.is_none_or(|name| programs.contains(name)) && makes_rows(file)
-}
-
-fn makes_rows(file: &str) -> bool {
-    !MAKES_NO_ROWS.iter().any(|place| file.starts_with(place))
+    if let Some((_, words)) = OF_WORDS.iter().find(|(place, _)| file.starts_with(place)) {
+        return words.iter().any(|word| programs.contains(*word));
+    }
+    let of_one = program.or(folder.filter(|folder| source(root, folder).exists()));
+    let makes_none = MAKES_NO_ROWS.iter().any(|place| file.starts_with(place));
+    of_one.is_none_or(|name| programs.contains(name)) && !makes_none
 }

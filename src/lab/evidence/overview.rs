@@ -52,13 +52,13 @@ fn section(lesson: &Lesson, links: &Links) -> String {
     let text =
         [Some(format!("*{}*", experiment.question)), Some(lesson.short_answer().to_string()), lesson.incomplete()];
     let text: Vec<String> = text.into_iter().flatten().filter(|part| !part.is_empty()).collect();
-    let picture = lesson
-        .pictures
-        .first()
-        .map(|picture| format!("![{}]({})\n", picture.title, links.beside(&lesson.picture_file(picture))));
-    // No empty line below, and none above the picture: there are only so many on a page that is read at once.
+    let picture = lesson.pictures.first();
+    let picture =
+        picture.map(|picture| format!(" ![{}]({})", picture.title, links.beside(&lesson.picture_file(picture))));
+    // No empty line below, and the picture behind the text: there are only so many on a page that is read at once.
     let heading = format!("\n## [{title}]({})\n", links.page(&experiment.name));
-    heading + &paragraph(&text.join(" ")) + &picture.unwrap_or_default() + &claims(lesson)
+    let text = paragraph(&text.join(" "));
+    heading + text.trim_end() + &picture.unwrap_or_default() + "\n" + &claims(lesson)
 }
 
 fn claims(lesson: &Lesson) -> String {
