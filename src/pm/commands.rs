@@ -64,12 +64,15 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
         PmCommand::Unstartup(args) => console::print(&startup::unstartup(&args)?),
         PmCommand::Events => events(&home),
         PmCommand::Kill => kill(&home),
-        PmCommand::Daemon => daemon::run(&home, cluster, None, client::ready_message()?).inspect_err(|why| {
-            // To the client that waits for the first word, if it still does; `pm.log` has it, too.
-            if own_log::is_standard_error(&home) {
-                let _ = console::print(&format!("{why}\n"));
-            }
-        }),
+        PmCommand::Daemon => {
+            let outcome = client::ready_message().and_then(|ready| daemon::run(&home, cluster, None, ready));
+            outcome.inspect_err(|why| {
+                // To the client that waits for the first word, if it still does; `pm.log` has it, too.
+                if own_log::is_standard_error(&home) {
+                    let _ = console::print(&format!("{why}\n"));
+                }
+            })
+        }
     }
 }
 

@@ -2,8 +2,7 @@
 //! is decided whether there is a next one.
 
 use std::fs;
-use std::io::stdin;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::failure::Failure;
 use crate::logs::lines::LogStream;
 use crate::sys::epoll::Interest;
 use crate::sys::process::Ending;
+use crate::sys::procfs::descriptors;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
@@ -101,8 +101,9 @@ impl ManagedProcess {
     pub(super) fn watch_outputs(&mut self, shared: &mut Shared) -> Result<(), Failure> {
         let id = self.id();
         let failed = |errno| Failure::new("watch an output", errno);
-        if self.outputs.len() < 2 * self.saved.workers.len() {
-            leave_room()?;
+        let missing = (2 * self.saved.workers.len()).saturating_sub(self.outputs.len());
+        if missing > 0 {
+            leave_room(missing as u64)?;
         }
         for output in self.outputs.len()..2 * self.saved.workers.len() {
             let writer = self.open_output(&shared.home, output, &mut shared.files)?;
@@ -322,16 +323,14 @@ impl ManagedProcess {
 }
 
 /// # Errors
-/// When few descriptors are left: a copy of one gets the lowest number that is free (fcntl(2), F_DUPFD).
-fn leave_room() -> Result<(), Failure> {
+/// When too few descriptors would be left with so many outputs more, each a FIFO and a log.
+fn leave_room(outputs: u64) -> Result<(), Failure> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Failure::new("ask for our limits", errno))?;
-    let is_near = |copy: &OwnedFd| copy.as_raw_fd() as u64 + ROOM >= limit;
-    match stdin().as_fd().try_clone_to_owned() {
-        Ok(copy) if !is_near(&copy) => Ok(()),
-        _ => {
-            let what = format!("the daemon may open {limit} files, and a process needs five of them");
-            Err(Failure::relay(what)
-                .advise("raise its hard limit before it starts: ulimit -Hn, or LimitNOFILE= of systemd"))
-        }
+    // Without one left the folder of them cannot be opened, either.
+    let open = descriptors(std::process::id() as i32).unwrap_or(limit);
+    if open.saturating_add(2 * outputs + ROOM) <= limit {
+        return Ok(());
     }
+    let what = format!("the daemon may open {limit} files, and a process needs five of them");
+    Err(Failure::relay(what).advise("raise its hard limit before it starts: ulimit -Hn, or LimitNOFILE= of systemd"))
 }
