@@ -4,15 +4,17 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use acceptlab::lab::observe::processes::{poll_until, with_variable};
+use acceptlab::lab::observe::processes::{Process, poll_until, with_variable};
 use acceptlab::lab::program::on_path;
+use acceptlab::sys::procfs::command_line;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::FOREVER;
+use crate::support::{FOREVER, Needs, inconclusive};
 
 const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
+const INSTALL: &str = "scripts/install_contenders.sh installs it";
 const SERVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/contenders");
 
 fn complaint(name: &str) -> Command {
@@ -38,7 +40,7 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn a_worker_of_nginx_that_hangs_holds_its_share_with_reuseport_and_nothing_without() {
     if on_path("nginx").is_none() {
-        return;
+        return inconclusive(Needs::Contender("nginx"), INSTALL);
     }
     let found = diagnosed("kong-12359");
     let stuck = |when: &str| found[format!("stuck_{when}")].as_f64().unwrap();
@@ -49,10 +51,10 @@ fn a_worker_of_nginx_that_hangs_holds_its_share_with_reuseport_and_nothing_witho
 #[test]
 fn silent_clients_stop_all_sync_workers_of_gunicorn_and_no_threads() {
     if on_path("gunicorn").is_none() {
-        return;
+        return inconclusive(Needs::Contender("gunicorn"), INSTALL);
     }
     let found = diagnosed("gunicorn-2797");
-    assert!(found["stuck_before"] == 100.0 && found["stuck_after"].as_f64().unwrap() < 50.0, "{found}");
+    assert!(found["stuck_before"].as_f64() >= Some(99.0) && found["stuck_after"].as_f64().unwrap() < 50.0, "{found}");
 }
 
 #[test]
@@ -77,7 +79,7 @@ fn a_complaint_without_its_server_is_skipped_with_a_line() {
 #[test]
 fn an_interrupted_complaint_leaves_no_process_and_no_file() {
     if on_path("nginx").is_none() {
-        return;
+        return inconclusive(Needs::Contender("nginx"), INSTALL);
     }
     let folder = std::env::temp_dir().join(format!("acceptlab-complaint-{}", std::process::id()));
     fs::create_dir(&folder).unwrap();
@@ -85,9 +87,9 @@ fn an_interrupted_complaint_leaves_no_process_and_no_file() {
     let mut trial = complaint("kong-12359");
     trial.env("TMPDIR", &folder).env("ACCEPTLAB_TEST", mark).stdout(Stdio::null()).stderr(Stdio::null());
     let mut running = trial.spawn().unwrap();
-    // The trial, nginx's master, the client and `lab inspect`; its workers write over their environment.
-    let all = poll_until(FOREVER, || (with_variable("ACCEPTLAB_TEST", mark).len() >= 4).then_some(()));
-    assert!(all.is_some(), "{:?}", with_variable("ACCEPTLAB_TEST", mark));
+    let is_client = |process: &Process| command_line(process.pid).iter().any(|word| word.ends_with("/loadgen"));
+    let client = poll_until(FOREVER, || with_variable("ACCEPTLAB_TEST", mark).into_iter().find(is_client));
+    assert!(client.is_some(), "{:?}", with_variable("ACCEPTLAB_TEST", mark));
     kill(Pid::from_raw(running.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(running.wait().unwrap().code(), Some(130));
     assert_eq!(with_variable("ACCEPTLAB_TEST", mark), []);

@@ -19,6 +19,9 @@ pub const FILE: &str = "ACCEPTLAB_INCONCLUSIVE";
 pub enum Needs {
     /// A program that `scripts/install_clients.sh` installs: `.ci/run` accepts no test that lacked one.
     Tool(&'static str),
+    /// A server of another project, which `scripts/install_contenders.sh` installs. Of several tests that lack the same
+    /// one, `.ci/run` counts one.
+    Contender(&'static str),
     /// Root, a capability, or permission to trace.
     Privilege(&'static str),
     /// A feature of the kernel or of the network.
@@ -31,6 +34,7 @@ impl fmt::Display for Needs {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Needs::Tool(name) => write!(out, "tool {name}"),
+            Needs::Contender(name) => write!(out, "contender {name}"),
             Needs::Privilege(name) => write!(out, "privilege {name}"),
             Needs::Kernel(feature) => write!(out, "kernel {feature}"),
             Needs::QuietMachine => write!(out, "quiet machine"),

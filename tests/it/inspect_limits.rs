@@ -331,7 +331,7 @@ fn an_ordinary_user_is_told_that_the_kernel_does_not_count_for_him() {
 #[test]
 fn a_trial_says_what_a_look_costs() {
     let trial = Command::new(env!("CARGO_BIN_EXE_trial"))
-        .args(["watched", "--of", "reuseport", "--workers", "2", "--pairs", "1", "--window", "300ms"])
+        .args(["watched", "--of", "reuseport", "--workers", "2", "--pairs", "1", "--window", "1s"])
         .args(["--idle", "50", "--format", "json"])
         .output()
         .unwrap();

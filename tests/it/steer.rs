@@ -226,7 +226,7 @@ fn a_worker_that_does_not_accept_gets_nothing_until_it_does() {
 #[test]
 fn a_reload_of_nginx_is_followed_and_costs_no_request() {
     if on_path("nginx").is_none() {
-        return inconclusive(Needs::Tool("nginx"), "scripts/install_contenders.sh installs it");
+        return inconclusive(Needs::Contender("nginx"), "scripts/install_contenders.sh installs it");
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/contenders/nginx");
     let command = ServerCommand::from(format!("{script} reuseport --workers 2 --listen 127.0.0.1:0"));
