@@ -62,8 +62,11 @@ impl Changes {
             let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
             let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
             let meets_the_old = |item: &Named| match item.kind {
-                Kind::Own | Kind::Methods => item.brings.iter().any(|name| is_spoken_of(name)),
-                Kind::Impl => !new_names.contains(&*item.name),
+                Kind::Own => is_spoken_of(&item.name),
+                // Of a new type, all of it is new.
+                Kind::Methods | Kind::Impl if new_names.contains(&*item.name) => false,
+                Kind::Methods => item.methods.iter().any(|name| is_spoken_of(name)),
+                Kind::Impl => true,
                 Kind::Other => true,
             };
             // What it speaks of is something else where it stands now.
@@ -108,15 +111,15 @@ enum Kind {
 struct Named {
     kind: Kind,
     name: String,
-    /// What can be used where it is there.
-    brings: Vec<String>,
+    /// Of an impl.
+    methods: Vec<String>,
     /// Its tokens.
     text: String,
 }
 
 impl Named {
     fn other(text: String) -> Named {
-        Named { kind: Kind::Other, name: String::new(), brings: Vec::new(), text }
+        Named { kind: Kind::Other, name: String::new(), methods: Vec::new(), text }
     }
 
     fn speaks_of(&self, name: &str) -> bool {
@@ -169,11 +172,11 @@ impl Code {
         let text = ["pub (crate) ", "pub (super) ", "pub "]
             .iter()
             .fold(&*text, |text, public| text.strip_prefix(public).unwrap_or(text));
-        let brings = match item {
+        let methods = match item {
             Item::Impl(item) => item.items.iter().filter_map(name_in_impl).collect(),
-            _ => vec![name.clone()],
+            _ => Vec::new(),
         };
-        self.items.push(Named { kind, name, brings, text: text.to_string() });
+        self.items.push(Named { kind, name, methods, text: text.to_string() });
     }
 
     fn add_use(&mut self, tree: &UseTree, path: String) {
@@ -270,6 +273,7 @@ mod tests {
         let (a, methods) = ("struct A; fn b() { A::c() }", "impl A { fn d() {} }");
         assert_eq!(decide(&[("x", a, &format!("{a} {methods}"))]), [""; 0]);
         assert_eq!(decide(&[("x", a, &format!("{a} {}", methods.replace('d', "c")))]), ["x"]);
+        assert_eq!(decide(&[("x", a, &format!("{a} struct D; impl D {{ fn c() {{}} }}"))]), [""; 0]);
         let structure = "use o::a;\nfn b() { f(a(1)); }\nstruct C;\nimpl Drop for C { fn drop(&mut self) {} }";
         assert_eq!(decide(&[("x", then, structure)]), [""; 0]);
         assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { f(a(1)); }\nimpl Drop for Old {}")]), ["x"]);

@@ -170,11 +170,13 @@ fn programs(root: &Path, lesson: &Experiment) -> BTreeSet<String> {
     // A flag of a program that was split has the name of the program that it starts.
     let mut programs: BTreeSet<String> = words.map(|word| word.trim_start_matches('-').to_string()).collect();
     for program in programs.clone() {
-        let is_list = program.starts_with(FILES_OF_LESSONS);
-        let path = if is_list { root.join(&program) } else { source(root, &program) };
+        let is_file = program.starts_with(FILES_OF_LESSONS);
+        let path = if is_file { root.join(&program) } else { source(root, &program) };
         let text = fs::read_to_string(path).unwrap_or_default();
-        let is_named = |word: &&str| word.starts_with(FILES_OF_LESSONS) || source(root, word).exists();
-        let ends: &[char] = if is_list { &['"', ' ', '\n'] } else { &['"'] };
+        // A script may speak of a program that it does not start, and a trial is told on its command line whom to start.
+        let is_list = !is_file && program != "trial" || program.ends_with(".toml");
+        let is_named = |word: &&str| word.starts_with(FILES_OF_LESSONS) || (is_list && source(root, word).exists());
+        let ends: &[char] = if is_file { &['"', ' ', '\n'] } else { &['"'] };
         programs.extend(text.split(ends).filter(is_named).map(String::from));
     }
     programs
