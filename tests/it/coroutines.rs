@@ -46,7 +46,8 @@ fn stacks_of_ended_connections_are_used_again_and_after_a_burst_most_are_given_b
     burst.iter_mut().for_each(|client| drop(answer(client)));
     assert!(mappings(&server) >= before + 2 * 599, "{} mappings", mappings(&server));
     drop(burst);
-    let are_gone = poll_until(FOREVER, || (server.open_descriptors() == descriptors).then_some(()));
+    // At most, since the first client's connection may have been open yet when they were counted.
+    let are_gone = poll_until(FOREVER, || (server.open_descriptors() <= descriptors).then_some(()));
     assert!(are_gone.is_some(), "{} descriptors are open", server.open_descriptors());
     assert!(mappings(&server) < before + 2 * 300, "{} mappings", mappings(&server));
     held(server.stop());
