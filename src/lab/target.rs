@@ -132,6 +132,7 @@ pub fn all_listeners() -> Result<Vec<Listener>, String> {
         let failure = Failure::new("ask the kernel for its sockets (sock_diag)", errno);
         match errno {
             Errno::EPERM | Errno::EACCES => failure.advise("a sandbox forbids it: run it outside").to_string(),
+            Errno::ENOENT => failure.advise("the kernel's module tcp_diag is not there: modprobe tcp_diag").to_string(),
             _ => failure.to_string(),
         }
     })
@@ -146,7 +147,8 @@ fn holders_of(inodes: &BTreeSet<u32>) -> (BTreeMap<i32, BTreeSet<u32>>, usize) {
     let (mut holders, mut hidden) = (BTreeMap::new(), 0);
     for stat in Stat::all_processes().filter(Stat::is_alive) {
         match Descriptors::of(stat.pid) {
-            None => hidden += 1,
+            // One that has ended meanwhile, or a thread of the kernel, has none.
+            None => hidden += usize::from(is_hidden(stat.pid)),
             Some(descriptors) => {
                 let held: BTreeSet<u32> = descriptors.sockets().filter(|inode| inodes.contains(inode)).collect();
                 if !held.is_empty() {
@@ -156,6 +158,15 @@ fn holders_of(inodes: &BTreeSet<u32>) -> (BTreeMap<i32, BTreeSet<u32>>, usize) {
         }
     }
     (holders, hidden)
+}
+
+/// Whether a process has memory, so that it is not the kernel's, and its descriptors are not shown to us.
+fn is_hidden(pid: i32) -> bool {
+    resident_kib(pid).is_some() && !is_shown(pid)
+}
+
+fn is_shown(pid: i32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/fd")).is_ok()
 }
 
 /// Why nobody was found who has a listener; so many processes could not be asked.
@@ -168,7 +179,8 @@ fn no_owner(listener: &Listener, hidden: usize) -> String {
     format!("who has the socket of {address}, which user {uid} has opened: {closed}; run it as root")
 }
 
-/// Several addresses of one port are one server if the same processes hold them.
+/// Several addresses of one port are one server if the same processes hold them. Those whose holders we may not see say
+/// nothing.
 fn is_one_server(
     target: &Target,
     all: &[Listener],
@@ -179,8 +191,9 @@ fn is_one_server(
         let inodes = inodes_of(all, &BTreeSet::from([address.clone()]));
         holders.iter().filter(|(_, held)| !held.is_disjoint(&inodes)).map(|(pid, _)| *pid).collect()
     };
-    let first = addresses.first().map(&pids).unwrap_or_default();
-    if addresses.iter().skip(1).all(|address| !pids(address).is_disjoint(&first)) {
+    let mut seen = addresses.iter().map(&pids).filter(|pids| !pids.is_empty());
+    let first = seen.next().unwrap_or_default();
+    if seen.all(|pids| !pids.is_disjoint(&first)) {
         return Ok(());
     }
     let named = addresses.iter().map(|address| match pids(address).first() {
@@ -197,8 +210,9 @@ fn identify(pid: i32) -> Result<Process, String> {
     if stat.is_zombie() {
         return Err(format!("pid {pid} has ended; its parent, pid {}, has not asked how (a zombie)", stat.parent));
     }
+    let is_still_there = || Process::find(pid).is_some();
     // It has no memory of its own. A process in a PID namespace may have the number of kthreadd.
-    if resident_kib(pid).is_none() {
+    if resident_kib(pid).is_none() && is_still_there() {
         return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", comm(pid)));
     }
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
@@ -206,7 +220,7 @@ fn identify(pid: i32) -> Result<Process, String> {
         (Ok(theirs), Ok(ours)) if theirs != ours => {
             Err(format!("pid {pid} is in another network namespace; add --netns {pid}"))
         }
-        (Err(_), _) if fs::read_dir(format!("/proc/{pid}/fd")).is_err() => {
+        (Err(_), _) if !is_shown(pid) && is_still_there() => {
             Err(format!("pid {pid} ({}) is another user's; run it as root or as that user", comm(pid)))
         }
         _ => Process::find(pid).ok_or(format!("pid {pid} has ended")),
@@ -294,5 +308,18 @@ mod tests {
         assert_eq!(meant("10.0.0.1:80"), ["[::]:80"]);
         assert_eq!(meant("[::1]:81"), [""; 0]);
         assert_eq!(meant(":80"), ["127.0.0.1:80", "[::]:80"]);
+    }
+
+    #[test]
+    fn addresses_of_a_port_are_one_server_unless_other_processes_are_seen_to_hold_them() {
+        let listener = |address: &str, inode| Listener { address: address.to_string(), inode, ..Listener::default() };
+        let all = [listener("0.0.0.0:80", 1), listener("[::]:80", 2)];
+        let addresses = all.iter().map(|listener| listener.address.clone()).collect();
+        let is_one = |holders: &[(i32, u32)]| {
+            let holders = holders.iter().map(|&(pid, inode)| (pid, BTreeSet::from([inode]))).collect();
+            is_one_server(&Target::Port(80), &all, &addresses, &holders).is_ok()
+        };
+        assert!(!is_one(&[(604, 1), (605, 2)]));
+        assert!(is_one(&[(604, 1)]) && is_one(&[]), "who has the others may not be shown to us");
     }
 }

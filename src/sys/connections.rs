@@ -1,10 +1,12 @@
 //! The connections of an address on which somebody listens, as sock_diag(7) lists them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nix::sys::socket::AddressFamily;
 
-use crate::sys::sock_diag::{ANY_CONNECTION, CLOSE_WAIT, ESTABLISHED, Extra, TIME_WAIT, tcp_sockets, unix_sockets};
+use crate::sys::sock_diag::{
+    ANY_CONNECTION, CLOSE_WAIT, ESTABLISHED, Extra, LISTEN, TIME_WAIT, TcpSocket, tcp_sockets, unix_sockets,
+};
 
 /// One connection, of TCP or of a Unix socket.
 pub struct Connection {
@@ -36,15 +38,25 @@ pub fn connections_of(address: &str, extra: Extra) -> Vec<Connection> {
     }
 }
 
-/// With those in TIME_WAIT on either side of a loopback connection.
+/// With those in TIME_WAIT on either side of a connection within this machine.
 fn of_tcp(address: SocketAddr, extra: Extra) -> Vec<Connection> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let (any, port) = (address.ip().is_unspecified(), address.port());
-    let ours = tcp_sockets(family, ANY_CONNECTION, port, 0, extra).unwrap_or_default();
-    let closed_by_clients = tcp_sockets(family, 1 << TIME_WAIT, 0, port, Extra::Nothing).unwrap_or_default();
-    let ours = ours.into_iter().map(|socket| (socket.local, socket.remote, socket));
-    let theirs = closed_by_clients.into_iter().map(|socket| (socket.remote, socket.local, socket));
-    let of_address = ours.chain(theirs).filter(|(local, ..)| any || local.ip() == address.ip());
+    let sockets = |states, local_port, remote_port, extra| {
+        tcp_sockets(family, states, local_port, remote_port, extra).unwrap_or_default().into_iter()
+    };
+    let ours = sockets(ANY_CONNECTION, port, 0, extra).map(|socket| (socket.local, socket.remote, socket));
+    let closed_by_clients = sockets(1 << TIME_WAIT, 0, port, Extra::Nothing);
+    // Any address would also mean the servers of other machines that our clients have asked.
+    let is_within = |socket: &TcpSocket| !any || socket.local.ip() == socket.remote.ip();
+    let theirs = closed_by_clients.filter(is_within).map(|socket| (socket.remote, socket.local, socket));
+    // The kernel prefers a listener at one address to one at any.
+    let preferred: Vec<IpAddr> = match any {
+        true => sockets(1 << LISTEN, port, 0, Extra::Nothing).map(|listener| listener.local.ip()).collect(),
+        false => Vec::new(),
+    };
+    let is_meant = |ip: IpAddr| if any { !preferred.contains(&ip) } else { ip == address.ip() };
+    let of_address = ours.chain(theirs).filter(|(local, ..)| is_meant(local.ip()));
     let connection = of_address.filter_map(|(local, remote, socket)| {
         let is_open = matches!(socket.state, ESTABLISHED | CLOSE_WAIT);
         // Without an inode these were closed by their owner, or are not yet established.
@@ -74,4 +86,33 @@ fn of_unix(name: &str) -> Vec<Connection> {
         data_segments: 0,
     });
     connection.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_connection_belongs_to_the_listener_at_its_address_and_not_to_the_one_at_any() {
+        let exact = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = exact.local_addr().unwrap();
+        let any = format!("0.0.0.0:{}", there.port());
+        let _client = TcpStream::connect(there).unwrap();
+        assert_eq!(connections_of(&there.to_string(), Extra::Nothing).len(), 1);
+        assert_eq!(connections_of(&any, Extra::Nothing).len(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_its_client_has_closed_first_is_one_of_the_listener_at_any_address() {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        drop(client);
+        std::io::Read::read_to_end(&mut &server, &mut Vec::new()).unwrap();
+        drop(server);
+        let found = connections_of(&format!("0.0.0.0:{port}"), Extra::Nothing);
+        assert!(matches!(found[..], [Connection { is_alive: false, .. }]), "{}", found.len());
+    }
 }

@@ -163,9 +163,8 @@ impl Listener {
 pub fn listeners() -> nix::Result<Vec<Listener>> {
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        // A kernel without IPv6 has none of its sockets.
         let sockets = match tcp_sockets(family, 1 << LISTEN, 0, 0, Extra::Drops) {
-            Err(_) if family == AddressFamily::Inet6 => Vec::new(),
+            Err(errno) if family == AddressFamily::Inet6 && is_without(errno) => Vec::new(),
             sockets => sockets?,
         };
         found.extend(sockets.into_iter().map(|socket| Listener {
@@ -178,8 +177,11 @@ pub fn listeners() -> nix::Result<Vec<Listener>> {
             uid: socket.uid,
         }));
     }
-    // Where the kernel cannot list Unix sockets, the others are enough.
-    let unix = unix_sockets().unwrap_or_default().into_iter().filter(|socket| socket.state == LISTEN);
+    let unix = match unix_sockets() {
+        Err(errno) if is_without(errno) => Vec::new(),
+        sockets => sockets?,
+    };
+    let unix = unix.into_iter().filter(|socket| socket.state == LISTEN);
     found.extend(unix.map(|socket| Listener {
         inode: socket.inode,
         address: format!("unix:{}", socket.name),
@@ -188,6 +190,11 @@ pub fn listeners() -> nix::Result<Vec<Listener>> {
         ..Listener::default()
     }));
     Ok(found)
+}
+
+/// A kernel without IPv6, or without the module that lists Unix sockets: the others are enough.
+fn is_without(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::EAFNOSUPPORT)
 }
 
 /// Whether somebody listens on this port in the network namespace of a process. Netlink answers for our own only, so
@@ -257,8 +264,11 @@ fn messages(mut reply: &[u8], each: &mut impl FnMut(&[u8])) -> nix::Result<bool>
         let message = &reply[HEADER..length];
         match u16::from_ne_bytes([reply[4], reply[5]]) {
             SOCK_DIAG_BY_FAMILY => each(message),
-            NLMSG_DONE => return Ok(false),
-            NLMSG_ERROR => return Err(Errno::from_raw((number(message, 0) as i32).wrapping_neg())),
+            // Both carry a negative errno, or 0: a dump may fail at its end, too.
+            NLMSG_DONE | NLMSG_ERROR => {
+                let errno = (number(message, 0) as i32).wrapping_neg();
+                return if errno > 0 { Err(Errno::from_raw(errno)) } else { Ok(false) };
+            }
             _ => {}
         }
         reply = &reply[length.next_multiple_of(4).min(reply.len())..];
@@ -394,6 +404,14 @@ mod tests {
         server.read_exact(&mut [0; 3]).unwrap();
         assert_eq!(tcp_connection(there, here).unwrap().unwrap().received, 0);
         assert!(tcp_connection(there, there).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_dump_that_fails_at_its_end_is_a_failure() {
+        let end =
+            |errno: i32| [&20u32.to_ne_bytes()[..], &NLMSG_DONE.to_ne_bytes(), &[0; 10], &errno.to_ne_bytes()].concat();
+        assert_eq!(messages(&end(0), &mut |_| ()), Ok(false));
+        assert_eq!(messages(&end(-libc::ENOENT), &mut |_| ()), Err(Errno::ENOENT));
     }
 
     #[test]
