@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select, unbounded};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
@@ -343,6 +343,12 @@ impl Running {
     /// The lines of standard output that have not been read yet.
     pub fn unread_stdout(&self) -> String {
         self.stdout.try_iter().map(|line| line + "\n").collect()
+    }
+
+    /// Those that come until it is closed, or until this time is over.
+    pub fn rest_of_stdout(&self, within: Duration) -> String {
+        let until = Instant::now() + within;
+        std::iter::from_fn(|| self.stdout.recv_deadline(until).ok()).map(|line| line + "\n").collect()
     }
 
     pub fn unread_stderr(&self) -> String {

@@ -74,7 +74,7 @@ fn measured(scratch: &Scratch) -> Vec<Value> {
 
 #[test]
 fn each_contender_that_is_installed_answers_is_measured_with_its_children_and_leaves_nothing_behind() {
-    let load = "load = \"loadgen --connections 2 --duration 200ms --warmup 200ms\"\ncolumns = [\"qps\"]";
+    let load = "load = \"loadgen --connections 2 --duration 500ms --warmup 200ms\"\ncolumns = [\"qps\"]";
     // Where PM2 is missing, its script cannot be started.
     let has_pm2 = on_path("pm2").is_some();
     let servers: Vec<&str> =

@@ -225,13 +225,18 @@ fn the_highest_rate_of_four_workers_that_sleep_five_milliseconds_is_below_800_pe
     let flags = "--find-max errors==0 --connections 4 --duration 400ms --timeout 2s --format json";
     let machine = Machine::watch();
     let output = run(flags, server.addr);
-    // A machine that takes the CPU away for a second in all leaves no rate that holds; on any other that is a defect.
-    if said(&output).contains("never holds") && machine.withheld() > Duration::from_secs(1) {
+    // A machine that takes the CPU away for a second in all leaves no rate that holds, or only a low one; on any other
+    // that is a defect.
+    let is_judged = machine.withheld() < Duration::from_secs(1);
+    if said(&output).contains("never holds") && !is_judged {
         return inconclusive(Needs::QuietMachine, said(&output));
     }
     let found: SearchResult = json(&output);
     assert!(output.status.success(), "{}", said(&output));
     let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
+    if held < 80.0 && !is_judged {
+        return inconclusive(Needs::QuietMachine, found.render());
+    }
     // The law bounds what can hold: 4 / 5 ms, and a queue that does not show in three times the length. How far below
     // a busy machine stays is its own affair.
     assert!(held < 800.0 * 1.05 && held > 80.0, "{}", found.render());

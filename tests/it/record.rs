@@ -396,6 +396,7 @@ fn repeats_are_spent_where_a_claim_is_undecided_and_end_when_it_is_decided() {
     let servers = format!("{{ run = \"python3 {}\" }}, {{ run = \"sync\" }}", program.display());
     let lesson = LESSON
         .replace("repeats = 60", "repeats = 2")
+        .replace("duration = \"100ms\"", "duration = \"400ms\"")
         .replace("{ run = \"sync\", law = \"1/N\" }", &servers)
         .replace("server_flags = \"--work block:1ms\"\n", "")
         .replace("\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]\n", &format!("\"wakeups\"]\n{claim}"));

@@ -20,6 +20,10 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 /// From SIGTERM to the end: the contract gives up after 5 s, the rest is for printing and reaping.
 pub const STOP_WITHIN: Duration = Duration::from_secs(7);
 
+/// From its end to the end of its output: who reads it may have to wait for a CPU. A process that it leaves behind may
+/// hold the pipe open for longer.
+const REST_WITHIN: Duration = Duration::from_secs(3);
+
 /// A running server. Dropping it kills all of its processes.
 pub struct Server {
     /// The address of its ready line.
@@ -108,7 +112,7 @@ impl Server {
         let Ok(Some(status)) = self.running.await_exit(within) else {
             return broken(format!("its end within {within:?}"), "it is still running");
         };
-        let (stdout, stderr) = (self.running.unread_stdout(), self.running.unread_stderr());
+        let (stdout, stderr) = (self.running.rest_of_stdout(REST_WITHIN), self.running.unread_stderr());
         Ok(Ended { status, stdout, stderr })
     }
 

@@ -272,13 +272,18 @@ fn mean_beside_the_stalls(service_s: &[f64]) -> f64 {
     beside().sum::<f64>() / beside().count() as f64
 }
 
-/// The closed form takes one service time for all; how much later or earlier a backlog is gone, since in one half of
-/// the run it was longer than in the other.
-fn unsteadiness_s(service_s: &[f64]) -> f64 {
-    let (first, second) = service_s.split_at(service_s.len() / 2);
-    let backlog = RATE_PER_S * STALLS_S[0].1;
-    // Each half is half of the difference away from the mean.
-    (mean_beside_the_stalls(first) - mean_beside_the_stalls(second)).abs() / 2.0 * backlog
+/// The closed form takes one service time for all; how much later or earlier than by it the backlog of a stall was gone.
+fn unsteadiness_s(record: &Record) -> f64 {
+    let service_s = record.service_times_s();
+    let mean_s = mean_beside_the_stalls(&service_s);
+    let found_busy = |&k: &usize| record.due_at_ns(k) <= record.served[k - 1].end_ns;
+    let requests: Vec<usize> = (1..service_s.len()).collect();
+    let backlogs = requests.chunk_by(|_, next| found_busy(next));
+    let later_s = |backlog: &[usize]| -> f64 {
+        let beside_the_stall = backlog.iter().map(|&k| service_s[k]).filter(|&service_s| service_s < 0.1);
+        beside_the_stall.map(|service_s| service_s - mean_s).sum()
+    };
+    backlogs.map(|backlog| later_s(backlog).abs()).fold(0.0, f64::max)
 }
 
 /// Holds a run to the closed form; what it reported, unless the machine disturbed it. Two such runs go on side by side:
@@ -288,7 +293,7 @@ fn stalled(connections: &str, send_delay_is_the_machines: bool) -> Option<LoadRe
     let due_ns = due_ns(&RATE_PER_S.to_string(), Spacing::Fixed, 1, RUN_S as u64);
     let other_disturbance_s = |report: &LoadReport, record: &Record| {
         let send_delay_s = if send_delay_is_the_machines { client_send_delay_s(report, record) } else { 0.0 };
-        send_delay_s.max(unsteadiness_s(&record.service_times_s()))
+        send_delay_s.max(unsteadiness_s(record))
     };
     let run = measure(STALL_RESOLUTION_S, other_disturbance_s, || {
         let (listener, address) = listen();
