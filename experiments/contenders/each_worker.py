@@ -7,8 +7,12 @@ import signal
 import socket
 import sys
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
 workers, host, port, *command = sys.argv[1:]
 pids = []
+# A signal that comes meanwhile waits until all of them are there to get it.
+signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 for _ in range(int(workers)):
     pid = os.fork()
     if pid == 0:
@@ -16,6 +20,7 @@ for _ in range(int(workers)):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, int(port)))
         os.set_inheritable(listener.fileno(), True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.execvp(command[0], [*command, "--fd", str(listener.fileno())])
     pids.append(pid)
 
@@ -27,7 +32,8 @@ def end(*_):
             os.kill(pid, signal.SIGTERM)
 
 
-signal.signal(signal.SIGTERM, end)
-signal.signal(signal.SIGINT, end)
+for number in ENDING:
+    signal.signal(number, end)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 for pid in pids:
     os.waitpid(pid, 0)

@@ -5,10 +5,12 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Output};
 
+use acceptlab::lab::observe::processes::{Process, with_variable};
 use acceptlab::lab::program::on_path;
 use serde_json::Value;
 
 use crate::lab::{Scratch, one_table, recorded};
+use crate::support::{Needs, inconclusive};
 
 /// Every program and every way to accept for which there is a configuration.
 const CONTENDERS: &[&str] = &[
@@ -145,4 +147,20 @@ fn a_contenders_worker_is_stopped_and_goes_on_and_its_workers_are_replaced() {
         let workers = row["load"]["workers"].as_object().unwrap();
         assert!(row["cpu"].is_null() && !workers.is_empty(), "the worker is another one now: {row}");
     }
+}
+
+#[test]
+fn an_early_signal_ends_all_workers_that_have_a_listener_each() {
+    if on_path("python3").is_none() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    // The first worker sends it while others are still to be started.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/contenders/each_worker.py");
+    let (name, value) = ("EACH_WORKER_TEST", std::process::id().to_string());
+    let mut command = Command::new("python3");
+    command.args([script, "50", "127.0.0.1", "0", "sh", "-c", "kill -TERM $PPID; exec sleep 1000"]).env(name, &value);
+    let status = command.status().unwrap();
+    let left = with_variable(name, &value);
+    left.iter().for_each(Process::kill);
+    assert!(left.is_empty() && status.success(), "{} are left, {status}", left.len());
 }
