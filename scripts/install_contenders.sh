@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the servers of other projects that lessons 27 and 28 put beside ours, and about which lesson 30 has
-# complaints (experiments/contenders/): nginx, HAProxy, Apache and puma from Debian, gunicorn and uvicorn from PyPI into
-# a folder of their own, PM2 from npm. Whatever is missing is skipped there with a line. Starts no service, now or at
-# the next boot. Debian, as root; Node is in install_clients.sh.
+# Installs the servers of other projects that lessons 27 to 31 start (experiments/contenders/): nginx, HAProxy, Apache
+# and puma from Debian, gunicorn and uvicorn from PyPI into a folder of their own, in the versions of our records, PM2
+# from npm. Whatever is missing is skipped there with a line. Starts no service, now or at the next boot. Debian, as
+# root; Node is in install_clients.sh.
 set -euo pipefail
 readonly VENV=/opt/acceptlab-contenders POLICY=/usr/sbin/policy-rc.d
 # Debian's, which every user may run.
@@ -37,7 +37,7 @@ fi
 if [ -n "$python_servers" ]; then
   $PYTHON -m venv --clear $VENV
   # Both with the parts in C that their projects have.
-  $VENV/bin/pip install --quiet --disable-pip-version-check 'gunicorn[gevent,fast]>=25.1' 'uvicorn[standard]'
+  $VENV/bin/pip install --quiet --disable-pip-version-check 'gunicorn[gevent,fast]==26.2.0' 'uvicorn[standard]==0.54.0'
   for server in gunicorn uvicorn; do
     [ -e /usr/local/bin/$server ] && [ ! -L /usr/local/bin/$server ] || ln -sf $VENV/bin/$server /usr/local/bin/
   done
@@ -47,7 +47,7 @@ if ! command -v pm2 >/dev/null; then
   if command -v npm >/dev/null && npm install --global --silent --no-audit --no-fund pm2@7; then
     pm2=pm2
   else
-    echo "pm2 was not installed: its table in lesson 28 cannot be measured"
+    echo "pm2 was not installed: its lines in lesson 28 are skipped"
   fi
 fi
 installed="${missing[*]} $python_servers $pm2"
