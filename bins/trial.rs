@@ -17,9 +17,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::console::{self, Format};
+use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::program::{Interrupt, Stop, watch_for_interrupt};
 use acceptlab::lab::trials::blind_test::{self, BlindTest};
 use acceptlab::lab::trials::manager::{Manager, ManagerKind};
+use acceptlab::lab::trials::served::{self, Served};
 use acceptlab::lab::trials::steering::{self, SteerCost, SteerStopped};
 use acceptlab::lab::trials::watching::{self, Watched};
 use acceptlab::lab::trials::{Measured, complaints, keeping, serving, telling};
@@ -35,8 +37,9 @@ struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Who is tried: pm or pm2; of `watched` a server; of `steer-…` one with a listener for each worker, ours or
-    /// `experiments/contenders/nginx reuseport`; of `complaint` its name; of `blind-test` ours or contenders
+    /// Who is tried: pm or pm2; of `watched` a server; of `served` one with workers, and of `steer-…` one with a listener
+    /// for each, ours or `experiments/contenders/nginx reuseport`; of `complaint` its name; of `blind-test` ours or
+    /// contenders
     #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
     of: Vec<String>,
 
@@ -59,6 +62,8 @@ enum Trial {
     SteerStopped(SteerStopped),
     /// `lab steer`, all four workers of a server are healthy: how many connections per second with it and without?
     SteerCost(SteerCost),
+    /// A server with four workers: which of them gets the connections, as `lab inspect` sees it and as the answers say it?
+    Served(Served),
     /// A public complaint about a server of another project (--of gunicorn-2670): its symptom, what `lab inspect` says
     /// of it, and the symptom after the cure
     Complaint {
@@ -168,6 +173,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<TrialReport, Stop> {
+    if let Trial::Served(_) = &args.trial {
+        mount_for_ourselves();
+    }
     let interrupt = watch_for_interrupt();
     let of = args.of.join(" ");
     match &args.trial {
@@ -178,6 +186,7 @@ fn run(args: &Args) -> Result<TrialReport, Stop> {
         }
         Trial::SteerStopped(trial) => steering::stopped_worker(&of, trial, &interrupt),
         Trial::SteerCost(trial) => steering::cost(&of, trial, &interrupt),
+        Trial::Served(trial) => served::served(&of, trial, &interrupt),
         Trial::Complaint { servers } => complaints::measure(&of, servers, &interrupt),
         Trial::BlindTest(test) => blind_test::run(test, &of, &interrupt),
     }

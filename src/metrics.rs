@@ -577,6 +577,22 @@ pub static TABLES: &[Section] = &[
         metric("rate_steered", "steered", "/s", "The same of the windows with it; they alternate."),
         metric("rate_ratio", "of unsteered", "%", "100 · steered / unsteered."),
     ]},
+    Section { title: "Trials of who serves", metrics: &[
+        metric("served_by_accepts", "max/mean by accepts", "",
+            "Connections that the busiest worker accepted / (connections / workers), as the kernel counted them for \
+             `lab inspect --exact`."),
+        metric("served_d", "D", "", "The dispersion D of the connections that the workers accepted."),
+        metric("served_p", "p", "",
+            "The probability of a D at least as far from 1, in both directions, if chance chose the worker."),
+        metric("served_by_cpu", "max/mean by CPU time", "",
+            "CPU time of the busiest worker / (CPU time of all / workers), as `lab inspect` sees it without any \
+             privilege."),
+        metric("served_by_answers", "max/mean by answers", "",
+            "Connections of the worker that most answers name / (connections / workers)."),
+        metric("served_difference", "difference", "connections",
+            "The largest difference between what a worker accepted and what the answers say of one, with the workers in \
+             the order of their connections."),
+    ]},
 ];
 
 /// What `lab inspect --format json` prints.

@@ -150,6 +150,40 @@ fn a_contenders_worker_is_stopped_and_goes_on_and_its_workers_are_replaced() {
 }
 
 #[test]
+fn each_worker_accepts_what_its_answers_say_and_without_a_name_in_the_answers_it_is_still_seen() {
+    let served = |words: &[&str]| -> Value {
+        let mut trial = Command::new(env!("CARGO_BIN_EXE_trial"));
+        let output = trial.args(["served", "--duration", "1s", "--format", "json", "--of"]).args(words).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let ours = served(&["reuseport"]);
+    assert!((1.0..2.0).contains(&ours["served_by_answers"].as_f64().unwrap()), "{ours}");
+    // Only root's kernel counts.
+    assert_eq!(ours["served_difference"].as_f64().unwrap_or(0.0), 0.0, "{ours}");
+    if on_path("apache2").is_none() {
+        return inconclusive(Needs::Contender("apache2"), "scripts/install_contenders.sh installs it");
+    }
+    let apache = served(&["experiments/contenders/apache2", "event", "25"]);
+    assert!((1.0..4.0).contains(&apache["served_by_cpu"].as_f64().unwrap()), "{apache}");
+    assert!(apache["served_by_answers"].is_null(), "{apache}");
+    assert_eq!(apache["served_d"].is_null(), ours["served_d"].is_null(), "{apache}");
+}
+
+#[test]
+fn a_trial_of_a_contender_that_is_missing_is_skipped_with_a_line_also_of_pm2() {
+    for trial in [&["served"][..], &["steer-stopped", "--select", "none"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trial"));
+        command.args(trial).args(["--of", "experiments/contenders/pm2", "--format", "json"]).env("PATH", "/nowhere");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["skipped"], "pm2 is not installed (scripts/install_contenders.sh)");
+    }
+}
+
+#[test]
 fn an_early_signal_ends_all_workers_that_have_a_listener_each() {
     if on_path("python3").is_none() {
         return inconclusive(Needs::Tool("python3"), "not installed");

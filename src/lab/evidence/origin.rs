@@ -13,17 +13,18 @@ use crate::lab::record::{Record, newest};
 const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 
 /// The trials of `lab inspect` and `lab steer`.
-const TRIALS_OF_TOOLS: &[&str] = &["blind-test", "complaint", "steer-cost", "steer-stopped", "watched"];
+const TRIALS_OF_TOOLS: &[&str] = &["blind-test", "complaint", "served", "steer-cost", "steer-stopped", "watched"];
 const STEERING: &[&str] = &["steer-cost", "steer-stopped"];
 
 /// Parts of the lab that only lessons with one of these words in a command line use: a program, a trial, or a folder of
 /// programs.
-const OF_WORDS: [(&str, &[&str]); 15] = [
+const OF_WORDS: [(&str, &[&str]); 16] = [
     ("src/lab/trials/blind_test.rs", &["blind-test"]),
     ("src/lab/trials/modes.rs", &["blind-test"]),
     ("src/lab/trials/complaints.rs", &["complaint"]),
     ("src/lab/trials/watching.rs", &["watched"]),
-    ("src/lab/trials/steering.rs", STEERING),
+    ("src/lab/trials/served.rs", &["served"]),
+    ("src/lab/trials/steering.rs", &["served", "steer-cost", "steer-stopped"]),
     ("src/lab/trials/", &["trial"]),
     ("src/lab/steer/", STEERING),
     ("src/sys/foreign_listener.rs", STEERING),

@@ -14,7 +14,8 @@
 //! - [`complaints`]: a server of another project as a public complaint has it, what `lab inspect` says, and the cure;
 //! - [`blind_test`]: servers that `lab inspect` does not know; [`modes`] has the answers;
 //! - [`watching`]: what `lab inspect` costs the server that it looks at;
-//! - [`steering`]: what `lab steer` does for a server, and what it costs.
+//! - [`steering`]: what `lab steer` does for a server, and what it costs;
+//! - [`served`]: who serves a server's connections, seen by `lab inspect` and said by the answers.
 
 pub mod blind_test;
 pub mod complaints;
@@ -22,6 +23,7 @@ pub mod keeping;
 pub mod load;
 pub mod manager;
 pub mod modes;
+pub mod served;
 pub mod serving;
 pub mod steering;
 pub mod telling;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use super::{Measured, Numbers, numbers};
+use super::{Measured, numbers};
 use crate::cpu;
 use crate::lab::observe::processes::{children, poll_until};
 use crate::lab::plan::command::ServerCommand;
-use crate::lab::program::{Interrupt, Program, Running, Stop};
+use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::run::contender::{self, Contender};
 use crate::report::{LoadReport, TrialReport};
 use crate::stats;
@@ -22,7 +22,7 @@ const STUCK_AFTER: &str = "300ms";
 /// In every order of two, so that a machine that gets slower favours none.
 const PAIR: [bool; 4] = [false, true, true, false];
 
-const WORKERS: usize = 4;
+pub const WORKERS: usize = 4;
 
 #[derive(Args)]
 pub struct SteerStopped {
@@ -51,40 +51,48 @@ pub struct SteerCost {
 pub fn stopped_worker(of: &str, trial: &SteerStopped, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
     let subject = Subject::new(of, interrupt);
     let select = Some(trial.select.as_str()).filter(|select| *select != "none");
-    subject.report(subject.stopped_worker(select, trial.rate, trial.duration)?)
+    subject.report(|| subject.stopped_worker(select, trial.rate, trial.duration))
 }
 
 /// All workers of this server are healthy.
 pub fn cost(of: &str, trial: &SteerCost, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
     let subject = Subject::new(of, interrupt);
-    subject.report(subject.cost(&trial.select, trial.pairs, trial.window)?)
+    subject.report(|| subject.cost(&trial.select, trial.pairs, trial.window))
 }
 
-/// A server with a listener for each worker, ours or another project's.
-struct Subject {
+/// A server with four workers, ours or another project's.
+pub struct Subject {
     command: ServerCommand,
     interrupt: Interrupt,
 }
 
-struct Server {
+pub struct Server {
     running: Running,
     contender: Option<Contender>,
-    address: String,
+    pub address: String,
 }
 
 impl Subject {
-    fn new(words: &str, interrupt: &Interrupt) -> Subject {
+    pub fn new(words: &str, interrupt: &Interrupt) -> Subject {
         let command = format!("{words} --workers {WORKERS} --listen 127.0.0.1:0").into();
         Subject { command, interrupt: interrupt.clone() }
     }
 
-    fn report(&self, numbers: Numbers) -> Result<TrialReport, Stop> {
+    /// Measures, where the server is installed.
+    pub fn report(&self, measure: impl FnOnce() -> Measured) -> Result<TrialReport, Stop> {
+        // The script that starts a server of another project has its name.
+        let contender = self.command.program().rsplit_once('/').map(|(_, name)| name);
+        if let Some(name) = contender.filter(|name| on_path(name).is_none()) {
+            let why = format!("{name} is not installed (scripts/install_contenders.sh)");
+            return Ok(TrialReport { skipped: Some(why), ..TrialReport::default() });
+        }
+        let numbers = measure()?;
         let version = contender::version(&self.command, &self.interrupt).unwrap_or_default();
         Ok(TrialReport { version, numbers, skipped: None })
     }
 
     /// On the first of our CPUs.
-    fn start(&self) -> Result<Server, Stop> {
+    pub fn start(&self) -> Result<Server, Stop> {
         let is_contender = self.command.program().contains('/');
         let contender = is_contender.then(Contender::new).transpose()?;
         let program = match &contender {
@@ -124,7 +132,7 @@ impl Subject {
     }
 
     /// On the last of our CPUs. `on_line` sees what it says.
-    fn load(&self, server: &Server, flags: &str, on_line: impl FnMut(&str)) -> Result<LoadReport, Stop> {
+    pub fn load(&self, server: &Server, flags: &str, on_line: impl FnMut(&str)) -> Result<LoadReport, Stop> {
         let last = cpu::allowed().last().copied().into_iter().collect::<Vec<_>>();
         let command = format!("loadgen {flags} --threads 1 --progress phases --format json http://{}/", server.address);
         let mut running = Program::of(&command).on_cpus(&last).until(&self.interrupt).launch(&[])?;
@@ -188,7 +196,7 @@ fn end_steering(steering: Option<Running>) -> Result<(), Stop> {
 }
 
 impl Server {
-    fn end(&mut self) -> Result<(), Stop> {
+    pub fn end(&mut self) -> Result<(), Stop> {
         self.running.signal(Signal::SIGTERM);
         match &self.contender {
             Some(contender) => contender.await_end(&mut self.running, WITHIN),

@@ -273,6 +273,12 @@ pub static COLUMNS: &[Column] = &[
     own("rate_unsteered", Count(|s| trial(s, "rate_unsteered"))),
     own("rate_steered", Count(|s| trial(s, "rate_steered"))),
     own("rate_ratio", Real(|s| trial(s, "rate_ratio"))),
+    own("served_by_accepts", Real(|s| trial(s, "served_by_accepts"))),
+    own("served_d", Real(|s| trial(s, "served_d"))),
+    own("served_p", Real(|s| trial(s, "served_p"))),
+    own("served_by_cpu", Real(|s| trial(s, "served_by_cpu"))),
+    own("served_by_answers", Real(|s| trial(s, "served_by_answers"))),
+    own("served_difference", Count(|s| trial(s, "served_difference"))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
