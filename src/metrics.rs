@@ -581,8 +581,8 @@ pub static TABLES: &[Section] = &[
         metric("served_by_accepts", "max/mean by accepts", "",
             "Connections that the busiest worker accepted / (connections / workers), as the kernel counted them for \
              `lab inspect --exact`."),
-        metric("served_d", "D", "", "The dispersion D of the connections that the workers accepted."),
-        metric("served_p", "p", "",
+        metric("served_d", "D of accepts", "", "The dispersion D of the connections that the workers accepted."),
+        metric("served_p", "p of accepts", "",
             "The probability of a D at least as far from 1, in both directions, if chance chose the worker."),
         metric("served_by_cpu", "max/mean by CPU time", "",
             "CPU time of the busiest worker / (CPU time of all / workers), as `lab inspect` sees it without any \
