@@ -91,16 +91,23 @@ fn of_unix(name: &str) -> Vec<Connection> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{TcpListener, TcpStream};
+    use std::io::Read;
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    /// Those between these two; the ports may have been another test's before.
+    fn between(listener: &str, local: SocketAddr, remote: SocketAddr) -> Vec<Connection> {
+        let all = connections_of(listener, Extra::Nothing).into_iter();
+        all.filter(|connection| connection.key == Key::Tcp(local, remote)).collect()
+    }
 
     #[test]
     fn a_connection_belongs_to_the_listener_at_its_address_and_not_to_the_one_at_any() {
         let exact = TcpListener::bind("127.0.0.1:0").unwrap();
         let there = exact.local_addr().unwrap();
-        let any = format!("0.0.0.0:{}", there.port());
-        let _client = TcpStream::connect(there).unwrap();
-        assert_eq!(connections_of(&there.to_string(), Extra::Nothing).len(), 1);
-        assert_eq!(connections_of(&any, Extra::Nothing).len(), 0);
+        let client = TcpStream::connect(there).unwrap();
+        let here = client.local_addr().unwrap();
+        assert_eq!(between(&there.to_string(), there, here).len(), 1);
+        assert_eq!(between(&format!("0.0.0.0:{}", there.port()), there, here).len(), 0);
     }
 
     #[test]
@@ -108,11 +115,12 @@ mod tests {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let (server, _) = listener.accept().unwrap();
-        drop(client);
-        std::io::Read::read_to_end(&mut &server, &mut Vec::new()).unwrap();
+        let (mut server, here) = listener.accept().unwrap();
+        let there = client.peer_addr().unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        server.read_to_end(&mut Vec::new()).unwrap();
         drop(server);
-        let found = connections_of(&format!("0.0.0.0:{port}"), Extra::Nothing);
+        let found = between(&format!("0.0.0.0:{port}"), there, here);
         assert!(matches!(found[..], [Connection { is_alive: false, .. }]), "{}", found.len());
     }
 }

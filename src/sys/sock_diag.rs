@@ -381,11 +381,16 @@ mod tests {
     fn what_nobody_has_accepted_has_no_inode() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
-        let _client = TcpStream::connect(local).unwrap();
-        let find = || tcp_sockets(AddressFamily::Inet, ANY_CONNECTION, local.port(), 0, Extra::Segments).unwrap();
+        let client = TcpStream::connect(local).unwrap();
+        // The port may have been another test's before.
+        let remote_port = client.local_addr().unwrap().port();
+        let find = || {
+            let states = ANY_CONNECTION & !(1 << TIME_WAIT);
+            tcp_sockets(AddressFamily::Inet, states, local.port(), remote_port, Extra::Segments).unwrap()
+        };
         assert!(matches!(find()[..], [TcpSocket { inode: 0, state: ESTABLISHED, .. }]));
         let (mut server, _) = listener.accept().unwrap();
-        (&_client).write_all(b"x").unwrap();
+        (&client).write_all(b"x").unwrap();
         server.read_exact(&mut [0]).unwrap();
         assert!(matches!(find()[..], [TcpSocket { inode: 1.., data_segments: 1, .. }]), "{:?}", find());
     }

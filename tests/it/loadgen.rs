@@ -464,7 +464,7 @@ fn handshakes_that_never_end_are_one_line_and_status_1() {
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     let _first = TcpStream::connect(address).unwrap();
-    for flags in ["--timeout 200ms", "--duration 200ms", "--timeout 200ms --rate 5"] {
+    for flags in ["--timeout 200ms", "--duration 1s", "--timeout 200ms --rate 5"] {
         let (line, status) = failure(flags, &url(address));
         assert_eq!(line, format!("loadgen: connect {address}: connection timed out; is the server running?\n"));
         assert_eq!(status, Some(1));
