@@ -92,10 +92,9 @@ impl Mode {
             Load::Light if !is_stopped => expected.surely.extend(own(&self.wrong)),
             _ => expected.perhaps.extend(own(&self.wrong)),
         }
-        let is_alone = self.dispatch == "workers-accept" && self.sharing == "one";
         if load == Load::Heavy {
             // Whether the one or the others are at their limit first depends on the machine.
-            expected.perhaps.extend((!is_alone && self.dispatch != "workers-accept").then_some("one-acceptor"));
+            expected.perhaps.extend((self.dispatch != "workers-accept").then_some("one-acceptor"));
             expected.perhaps.extend((self.workers > 1 && self.open > 1).then_some("more-workers-than-cpus"));
         }
         if is_stopped {
