@@ -349,6 +349,16 @@ fn cpu_time_that_differs_says_little_of_shares_while_all_wait_for_a_cpu() {
 }
 
 #[test]
+fn workers_of_a_herd_wait_for_each_other_and_their_cpu_time_still_tells_their_shares() {
+    // gunicorn with 11 gevent workers, on CPUs that are idle for most of the time; one has had 36 % of the connections.
+    let diagnosis = diagnose(&recorded("herd-uneven"));
+    let sum = |of: fn(&Worker) -> f64| diagnosis.workers.iter().map(of).sum::<f64>();
+    assert!(sum(|worker| worker.waited_share) > 3.0 * sum(|worker| worker.cpu_share));
+    assert_eq!((ids(&diagnosis), diagnosis.evenness_of), (vec!["herd", "uneven"], Some(Basis::Cpu)));
+    assert!(diagnosis.findings[1].advice.contains("`--reuse-port`"), "{:?}", diagnosis.findings[1]);
+}
+
+#[test]
 fn short_connections_that_a_look_happened_to_see_are_no_measure_of_shares() {
     let mut recording = recorded("hash");
     recording.looks.last_mut().unwrap().new = recording.first().new + 1_000_000;
