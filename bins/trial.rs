@@ -182,7 +182,7 @@ fn run(args: &Args) -> Result<TrialReport, Stop> {
         Trial::OfManager(trial) => of_manager(trial, &of, args, interrupt),
         Trial::Watched(trial) => {
             let version = env!("CARGO_PKG_VERSION").to_string();
-            Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, skipped: None })
+            Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, ..TrialReport::default() })
         }
         Trial::SteerStopped(trial) => steering::stopped_worker(&of, trial, &interrupt),
         Trial::SteerCost(trial) => steering::cost(&of, trial, &interrupt),
@@ -199,7 +199,7 @@ fn of_manager(trial: &ManagerTrial, of: &str, args: &Args, interrupt: Interrupt)
     }
     let manager = Manager::new(kind, &args.programs, interrupt)?;
     let version = manager.version()?;
-    Ok(TrialReport { version, numbers: measure(trial, &manager)?, skipped: None })
+    Ok(TrialReport { version, numbers: measure(trial, &manager)?, ..TrialReport::default() })
 }
 
 fn measure(trial: &ManagerTrial, manager: &Manager) -> Measured {
@@ -234,5 +234,5 @@ fn print(report: &TrialReport, format: Format) -> String {
         format!("{number:>12.3}  {}: {}", meaning.header, meaning.definition)
     };
     let lines = report.skipped.iter().map(|why| format!("skipped: {why}")).chain(report.numbers.iter().map(line));
-    lines.collect::<Vec<_>>().join("\n")
+    lines.chain(report.notes.iter().cloned()).collect::<Vec<_>>().join("\n")
 }

@@ -347,6 +347,9 @@ fn problems(case: &[&Row]) -> Vec<String> {
         for (what, why) in ends.iter().filter_map(|(what, why)| Some((what, why.as_ref()?))) {
             *reasons.entry(format!("{what}: {why}; runs")).or_default() += 1;
         }
+        for note in row.trial.iter().flat_map(|trial| &trial.notes) {
+            *reasons.entry(format!("{note}; runs")).or_default() += 1;
+        }
         if let Some(how) = &row.death {
             *reasons.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
         }
@@ -410,6 +413,7 @@ mod tests {
     use super::*;
     use crate::lab::evidence::columns::tests::row;
     use crate::lab::plan::experiment::tests::parse_lesson;
+    use crate::report::TrialReport;
 
     fn spec(more: &str) -> TableSpec {
         let table = "server = [{ run = \"sync\" }, { run = \"prefork\" }]\nload = \"loadgen\"\n";
@@ -490,6 +494,15 @@ mod tests {
                 && notes.contains("sync: requests without an answer: 3."),
             "{notes}"
         );
+    }
+
+    #[test]
+    fn what_a_trial_notes_stands_below_its_table() {
+        let mut rows = runs(0, "ours", &[1.0, 2.0]);
+        let notes = vec!["sync, healthy: herd was not found".to_string()];
+        rows[1].trial = Some(TrialReport { notes, ..TrialReport::default() });
+        let table = of(&spec("columns = []"), &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.notes.last().unwrap(), "ours: sync, healthy: herd was not found; runs: 1.");
     }
 
     #[test]

@@ -16,7 +16,6 @@ use serde_json::Value;
 
 use super::modes::{Load, Mode, Modes};
 use super::numbers;
-use crate::console;
 use crate::failure::Failure;
 use crate::lab::check::ProbeResult;
 use crate::lab::check::client::{Client, GET};
@@ -94,7 +93,7 @@ pub fn run(test: &BlindTest, of: &str, interrupt: &Interrupt) -> Result<TrialRep
     examine_all(light, LIGHT_AT_A_TIME, &place, interrupt, &tally)?;
     examine_all(heavy, HEAVY_AT_A_TIME, &place, interrupt, &tally)?;
     let tally = tally.into_inner().expect("no thread has panicked");
-    Ok(TrialReport { numbers: tally.numbers(), ..TrialReport::default() })
+    Ok(TrialReport { numbers: tally.numbers(), notes: tally.notes, ..TrialReport::default() })
 }
 
 /// A mode under a load; first healthy, then with a stopped worker.
@@ -132,7 +131,7 @@ fn examine_all(
     let work = || -> Result<(), Stop> {
         while let Some(case) = next() {
             let marks = examine(&case, place, interrupt)?;
-            tally.lock().expect("no thread has panicked").add(&case, &marks);
+            tally.lock().expect("no thread has panicked").add(&case, marks);
         }
         Ok(())
     };
@@ -142,12 +141,12 @@ fn examine_all(
     })
 }
 
-/// What was right in one answer, and what was wrong, in words.
+/// What was right in the last of some answers, and what was wrong, in words.
 struct Mark {
     is_stopped: bool,
     mechanism: bool,
     findings: bool,
-    /// Healthy workers that were called hung.
+    /// The most healthy workers that any of the answers called hung.
     accused: usize,
     /// After which time the stopped worker was found.
     found_s: Option<f64>,
@@ -168,24 +167,25 @@ fn examine(case: &Case, place: &Place, interrupt: &Interrupt) -> Result<[Mark; 2
     })?;
     let _open = server.keep_open(case.mode.open)?;
     let answer = ask(&server.address, place, interrupt)?;
-    let healthy = mark(case, &answer, None, None);
+    let healthy = mark(case, &[answer], None, None);
     let Some(victim) = server.victim(case) else {
         return Err(Stop::Failed(format!("{} has no worker that could be stopped", case.mode.command)));
     };
     let then = Instant::now();
     victim.signal(Signal::SIGSTOP);
-    let (answer, found_s) = loop {
+    let mut answers = Vec::new();
+    let found_s = loop {
         let answer = ask(&server.address, place, interrupt)?;
         let took = then.elapsed();
-        match (hung(&answer).contains(&victim.pid), took < FIND_WITHIN) {
-            (true, in_time) => break (answer, in_time.then_some(took.as_secs_f64())),
-            (false, true) => {}
-            (false, false) => break (answer, None),
+        let (is_found, is_in_time) = (hung(&answer).contains(&victim.pid), took < FIND_WITHIN);
+        answers.push(answer);
+        if is_found || !is_in_time {
+            break (is_found && is_in_time).then_some(took.as_secs_f64());
         }
     };
     victim.signal(Signal::SIGCONT);
     drop(load);
-    let stopped = mark(case, &answer, Some(victim.pid), found_s);
+    let stopped = mark(case, &answers, Some(victim.pid), found_s);
     server.end();
     Ok([healthy, stopped])
 }
@@ -218,9 +218,10 @@ fn hung(answer: &Value) -> Vec<i32> {
     hung.filter_map(|process| process["pid"].as_i64()).map(|pid| pid as i32).collect()
 }
 
-/// Compares an answer with what is known.
-fn mark(case: &Case, answer: &Value, victim: Option<i32>, found_s: Option<f64>) -> Mark {
+/// Compares answers with what is known. The last one counts, and nobody may be accused in any of them.
+fn mark(case: &Case, answers: &[Value], victim: Option<i32>, found_s: Option<f64>) -> Mark {
     let (mode, is_stopped) = (case.mode, victim.is_some());
+    let answer = answers.last().unwrap_or(&Value::Null);
     let mut wrong = Vec::new();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let (dispatch, sharing) = (text(&answer["dispatch"]), text(&answer["listeners"][0]["sharing"]));
@@ -236,7 +237,8 @@ fn mark(case: &Case, answer: &Value, victim: Option<i32>, found_s: Option<f64>) 
         let (known, waits_in) = (format!("{} {}", mode.dispatch, mode.sharing), mode.waits_in.join(" or "));
         wrong.push(format!("mechanism {dispatch} {sharing} {}, not {known} {waits_in}", waits.join(" ")));
     }
-    let accused = hung(answer).iter().filter(|pid| Some(**pid) != victim).count();
+    let accused_in = |answer| hung(answer).iter().filter(|pid| Some(**pid) != victim).count();
+    let accused = answers.iter().map(accused_in).max().unwrap_or(0);
     if accused > 0 {
         wrong.push(format!("{accused} of the healthy workers called hung"));
     }
@@ -247,18 +249,18 @@ fn mark(case: &Case, answer: &Value, victim: Option<i32>, found_s: Option<f64>) 
     let found: Vec<&str> = ids().filter_map(|finding| finding["id"].as_str()).collect();
     let expected = mode.expected(case.load, is_stopped);
     let findings = expected.is_met_by(&found);
-    if !findings {
-        let says: Vec<&str> = ids().filter_map(|finding| finding["says"].as_str()).collect();
-        wrong.push(format!(
-            "findings {found:?}, expected {:?}, perhaps {:?}; {says:?}",
-            expected.surely, expected.perhaps
-        ));
-    }
+    wrong.extend(expected.missing(&found).map(|id| format!("{id} was not found")));
+    let is_not_expected = |finding: &&Value| !expected.allows(finding["id"].as_str().unwrap_or_default());
+    wrong.extend(
+        ids().filter(is_not_expected).map(|finding| format!("{}: {}", text(&finding["id"]), text(&finding["says"]))),
+    );
     Mark { is_stopped, mechanism, findings, accused, found_s, wrong }
 }
 
 #[derive(Default)]
 struct Tally {
+    /// What was wrong, and where.
+    notes: Vec<String>,
     cases: usize,
     mechanism: usize,
     findings: usize,
@@ -268,8 +270,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Counts, and tells on standard error what was wrong.
-    fn add(&mut self, case: &Case, marks: &[Mark]) {
+    fn add(&mut self, case: &Case, marks: [Mark; 2]) {
         for mark in marks {
             self.cases += 1;
             self.mechanism += usize::from(mark.mechanism);
@@ -278,9 +279,9 @@ impl Tally {
             self.stopped += usize::from(mark.is_stopped);
             self.found_s.extend(mark.found_s);
             let state = if mark.is_stopped { "one worker stopped" } else { "healthy" };
-            for wrong in &mark.wrong {
-                console::log(format_args!("{}, {:?} load, {state}: {wrong}", case.mode.command, case.load));
-            }
+            let load = format!("{:?}", case.load).to_lowercase();
+            let note = |wrong| format!("{}, {load} load, {state}: {wrong}", case.mode.command);
+            self.notes.extend(mark.wrong.into_iter().map(note));
         }
     }
 
@@ -470,11 +471,12 @@ mod tests {
     fn an_answer_is_right_when_its_three_words_are_and_nothing_else_was_found() {
         let modes = modes();
         let case = case(&modes, "prefork --workers 4");
-        let right = mark(&case, &answer("workers-accept", ["accept", "accept"], &[]), None, None);
+        let mark = |answer| mark(&case, &[answer], None, None);
+        let right = mark(answer("workers-accept", ["accept", "accept"], &[]));
         assert!(right.mechanism && right.findings && right.wrong.is_empty());
-        let wrong = mark(&case, &answer("threads", ["accept", "accept"], &["herd"]), None, None);
+        let wrong = mark(answer("threads", ["accept", "accept"], &["herd"]));
         assert!(!wrong.mechanism && !wrong.findings && wrong.wrong.len() == 2, "{:?}", wrong.wrong);
-        let half = mark(&case, &answer("workers-accept", ["accept", "lock"], &[]), None, None);
+        let half = mark(answer("workers-accept", ["accept", "lock"], &[]));
         assert!(!half.mechanism && half.findings);
     }
 
@@ -484,10 +486,42 @@ mod tests {
         let case = case(&modes, "prefork --workers 4");
         let mut answer = answer("workers-accept", ["accept", "accept"], &["hung-worker"]);
         answer["workers"][0]["state"] = json!("hung");
-        assert_eq!(mark(&case, &answer, None, None).accused, 1);
-        let stopped = mark(&case, &answer, Some(7), Some(1.1));
+        let answers = [answer];
+        assert_eq!(mark(&case, &answers, None, None).accused, 1);
+        let stopped = mark(&case, &answers, Some(7), Some(1.1));
         assert!(stopped.accused == 0 && stopped.findings && stopped.wrong.is_empty(), "{:?}", stopped.wrong);
-        assert_eq!(mark(&case, &answer, Some(7), None).wrong, ["the stopped worker was not found"]);
+        assert_eq!(mark(&case, &answers, Some(7), None).wrong, ["the stopped worker was not found"]);
+    }
+
+    #[test]
+    fn a_healthy_worker_is_called_hung_also_by_an_answer_before_the_last() {
+        let modes = modes();
+        let case = case(&modes, "prefork --workers 4");
+        let mut answers = [(); 2].map(|()| answer("workers-accept", ["accept", "accept"], &["hung-worker"]));
+        (answers[0]["workers"][1]["pid"], answers[0]["workers"][1]["state"]) = (json!(8), json!("hung"));
+        answers[1]["workers"][0]["state"] = json!("hung");
+        let stopped = mark(&case, &answers, Some(7), Some(2.2));
+        assert_eq!(
+            (stopped.accused, &stopped.wrong[..]),
+            (1, &["1 of the healthy workers called hung".to_string()][..])
+        );
+    }
+
+    #[test]
+    fn a_note_says_which_answer_was_wrong_and_how() {
+        let modes = modes();
+        let case = case(&modes, "shared-accept --workers 4");
+        let mut tally = Tally::default();
+        let answers = || [answer("workers-accept", ["epoll", "epoll"], &["one-acceptor"])];
+        tally.add(&case, [mark(&case, &answers(), None, None), mark(&case, &answers(), Some(7), Some(1.1))]);
+        let place = "shared-accept --workers 4, light load";
+        let expected = [
+            format!("{place}, healthy: herd was not found"),
+            format!("{place}, healthy: one-acceptor: so"),
+            format!("{place}, one worker stopped: hung-worker was not found"),
+            format!("{place}, one worker stopped: one-acceptor: so"),
+        ];
+        assert_eq!(tally.notes, expected);
     }
 
     #[test]

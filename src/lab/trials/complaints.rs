@@ -124,7 +124,7 @@ pub fn measure(name: &str, servers: &Path, interrupt: &Interrupt) -> Result<Tria
         ("advised", f64::from(finding.as_ref().is_some_and(is_advised))),
         ("found_after", f64::from(found(&after).is_some())),
     ]);
-    Ok(TrialReport { version, numbers, skipped: None })
+    Ok(TrialReport { version, numbers, ..TrialReport::default() })
 }
 
 fn read(name: &str, servers: &Path) -> Result<Complaint, Stop> {

@@ -109,8 +109,16 @@ impl Mode {
 impl Expected<'_> {
     /// Nothing that must be there is missing, and nothing else was found.
     pub fn is_met_by(&self, found: &[&str]) -> bool {
-        let is_known = |id: &&str| self.surely.contains(id) || self.perhaps.contains(id);
-        self.surely.iter().all(|id| found.contains(id)) && found.iter().all(is_known)
+        self.missing(found).next().is_none() && found.iter().all(|id| self.allows(id))
+    }
+
+    /// What must be there and is not.
+    pub fn missing(&self, found: &[&str]) -> impl Iterator<Item = &str> {
+        self.surely.iter().copied().filter(|id| !found.contains(id))
+    }
+
+    pub fn allows(&self, id: &str) -> bool {
+        self.surely.iter().chain(&self.perhaps).any(|own| *own == id)
     }
 }
 

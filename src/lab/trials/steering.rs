@@ -88,7 +88,7 @@ impl Subject {
         }
         let numbers = measure()?;
         let version = contender::version(&self.command, &self.interrupt).unwrap_or_default();
-        Ok(TrialReport { version, numbers, skipped: None })
+        Ok(TrialReport { version, numbers, ..TrialReport::default() })
     }
 
     /// On the first of our CPUs.
