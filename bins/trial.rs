@@ -180,10 +180,7 @@ fn run(args: &Args) -> Result<TrialReport, Stop> {
     let of = args.of.join(" ");
     match &args.trial {
         Trial::OfManager(trial) => of_manager(trial, &of, args, interrupt),
-        Trial::Watched(trial) => {
-            let version = env!("CARGO_PKG_VERSION").to_string();
-            Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, ..TrialReport::default() })
-        }
+        Trial::Watched(trial) => watching::watched(&of, trial, &interrupt),
         Trial::SteerStopped(trial) => steering::stopped_worker(&of, trial, &interrupt),
         Trial::SteerCost(trial) => steering::cost(&of, trial, &interrupt),
         Trial::Served(trial) => served::served(&of, trial, &interrupt),

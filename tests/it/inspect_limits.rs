@@ -2,6 +2,8 @@
 //! and where numbers mean somebody else. It says in a line what it cannot see, and the server serves on.
 
 use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -14,7 +16,12 @@ use nix::unistd::{SysconfVar, geteuid, sysconf};
 use serde_json::Value;
 
 use crate::inspect::{LAB, SHORT, diagnosis, refused, states};
-use crate::support::{FOREVER, Needs, Ordinary, can_trace, held, inconclusive, kind, raise_descriptor_limit, start};
+use crate::support::{
+    FOREVER, Needs, Ordinary, can_trace, copy_program, held, inconclusive, kind, raise_descriptor_limit, start,
+};
+
+const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
+const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
 /// Namespaces of users and processes: whoever starts it is root inside.
 const CONTAINER: [&str; 6] = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"];
@@ -328,13 +335,66 @@ fn an_ordinary_user_is_told_that_the_kernel_does_not_count_for_him() {
     assert!(text.contains("switches/s"), "{text}");
 }
 
+/// What the trial says when its client was later than `lab inspect` expects.
+const EARLY: &str = "lab inspect ended before its window";
+
+/// A folder with copies of programs, in which a trial finds what it starts.
+struct Copies(PathBuf);
+
+impl Copies {
+    fn of(name: &str, programs: &[&str]) -> Copies {
+        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        for program in programs {
+            copy_program(program, &folder.join(Path::new(program).file_name().unwrap()));
+        }
+        Copies(folder)
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_trial_fails_when_the_look_has_ended_before_the_window() {
+    let copies = Copies::of("early", &[TRIAL, LOADGEN, kind("event-driven").path]);
+    // It has looked as soon as it was started.
+    symlink("/bin/true", copies.0.join("lab")).unwrap();
+    let mut trial = Command::new(copies.0.join("trial"));
+    let output = trial.args(["watched", "--of", "event-driven", "--pairs", "1", "--window", "200ms"]).output().unwrap();
+    assert_eq!(said(&output.stderr), format!("trial: {EARLY}: the machine is too busy"));
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+}
+
+#[test]
+fn a_trial_of_exact_counts_is_skipped_where_the_kernel_does_not_count() {
+    let Some(trial) = Ordinary::new(TRIAL) else { return };
+    let copies = Copies::of("uncounted", &[LAB, LOADGEN, kind("event-driven").path]);
+    let mut trial = trial.command();
+    trial.args(["watched", "--of", "event-driven", "--exact", "--pairs", "1", "--window", "200ms", "--format", "json"]);
+    let output = trial.env("PATH", format!("{}:/usr/bin:/bin", copies.0.display())).output().unwrap();
+    if said(&output.stderr).contains(EARLY) {
+        return inconclusive(Needs::QuietMachine, said(&output.stderr));
+    }
+    let found = document(&output);
+    let why = found["skipped"].as_str().unwrap_or_default();
+    assert!(why.starts_with("exact accepts and wake-ups: tracepoints: "), "{found:#}");
+    assert!(found.get("looker_cpu").is_none(), "{found:#}");
+}
+
 #[test]
 fn a_trial_says_what_a_look_costs() {
-    let trial = Command::new(env!("CARGO_BIN_EXE_trial"))
+    let trial = Command::new(TRIAL)
         .args(["watched", "--of", "reuseport", "--workers", "2", "--pairs", "1", "--window", "1s"])
         .args(["--idle", "50", "--format", "json"])
         .output()
         .unwrap();
+    if said(&trial.stderr).contains(EARLY) {
+        return inconclusive(Needs::QuietMachine, said(&trial.stderr));
+    }
     let found = document(&trial);
     assert_eq!((&found["connections_seen"], &found["processes_seen"]), (&51.0.into(), &2.0.into()), "{found:#}");
     for positive in ["unwatched_qps", "looker_cpu", "first_look_ms", "look_ms"] {

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
 
-use super::{Measured, numbers};
+use super::numbers;
 use crate::cpu;
 use crate::failure::Failure;
 use crate::lab::inspect::Observer;
 use crate::lab::observe::processes::{cpu_ns, family};
 use crate::lab::program::{Interrupt, Program, Running, Stop, is_closed};
 use crate::lab::target::Target;
-use crate::report::LoadReport;
+use crate::report::{LoadReport, TrialReport};
 use crate::stats::median;
 
 /// How long a thousand processes may take to be forked.
@@ -67,11 +68,18 @@ struct Subject<'a> {
 struct Window {
     qps: f64,
     cpu_per_request: f64,
-    /// CPU time of `lab inspect`, per time.
-    looker: Option<f64>,
+    looker: Option<Looker>,
 }
 
-pub fn watched(of: &str, trial: &Watched, interrupt: &Interrupt) -> Measured {
+/// What `lab inspect` did meanwhile.
+struct Looker {
+    /// CPU time, per time.
+    cpu_share: f64,
+    /// Why the kernel did not count exactly, where it was asked to.
+    uncounted: Option<String>,
+}
+
+pub fn watched(of: &str, trial: &Watched, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
     raise_descriptor_limit()?;
     let mut subject = Subject::start(of, trial, interrupt)?;
     let _idle = subject.connect_idle()?;
@@ -85,7 +93,12 @@ pub fn watched(of: &str, trial: &Watched, interrupt: &Interrupt) -> Measured {
         without.push(alone.qps);
         lost.push(100.0 * (1.0 - with.qps / alone.qps));
         more.push(100.0 * (with.cpu_per_request / alone.cpu_per_request - 1.0));
-        looker.extend(with.looker.map(|share| 100.0 * share));
+        if let Some(Looker { cpu_share, uncounted }) = with.looker {
+            if uncounted.is_some() {
+                return Ok(TrialReport { skipped: uncounted, ..TrialReport::default() });
+            }
+            looker.push(100.0 * cpu_share);
+        }
     }
     let begin = Instant::now();
     let mut observer = Observer::begin(target)?;
@@ -110,7 +123,8 @@ pub fn watched(of: &str, trial: &Watched, interrupt: &Interrupt) -> Measured {
         ("look_ms", middle(&looks)),
     ]);
     subject.server.terminate(READY_WITHIN);
-    Ok(found)
+    let version = env!("CARGO_PKG_VERSION").to_string();
+    Ok(TrialReport { version, numbers: found, ..TrialReport::default() })
 }
 
 impl<'a> Subject<'a> {
@@ -175,17 +189,26 @@ impl<'a> Subject<'a> {
         let each = if trial.new_connections { " --requests-per-connection 1" } else { "" };
         let before = self.cpu_ns();
         let mut client = self.launch(&format!(
-            "loadgen --threads 1 --connections 16{each} --warmup {warmup} --duration {window} --progress none \
+            "loadgen --threads 1 --connections 16{each} --warmup {warmup} --duration {window} --progress phases \
              --format json http://{address}/"
         ))?;
-        let document = client.finish(trial.window + GRACE, |_| ())?;
+        // Absent when it has ended by then.
+        let mut cpu_share = None;
+        let document = client.finish(trial.window + GRACE, |line| {
+            if let Some(looker) = looker.as_ref().filter(|_| line.trim() == "phase drain") {
+                cpu_share = cpu_ns(looker.pid()).map(|used| used as f64 / begin.elapsed().as_nanos() as f64);
+            }
+        })?;
         let cpu_ns_of_server = self.cpu_ns() - before;
         let report: LoadReport = client.parse(&document)?;
         let mut window =
             Window { qps: report.qps, cpu_per_request: cpu_ns_of_server as f64 / all_requests(&report), looker: None };
         if let Some(mut looker) = looker {
-            window.looker = cpu_ns(looker.pid()).map(|used| used as f64 / begin.elapsed().as_nanos() as f64);
-            looker.finish(trial.window + GRACE, |_| ())?;
+            let document = looker.finish(trial.window + GRACE, |_| ())?;
+            let early = || Stop::Failed(looker.failure("inspect ended before its window: the machine is too busy"));
+            let cpu_share = cpu_share.ok_or_else(early)?;
+            let uncounted = uncounted(&looker.parse(&document)?);
+            window.looker = Some(Looker { cpu_share, uncounted });
         }
         Ok(window)
     }
@@ -193,6 +216,12 @@ impl<'a> Subject<'a> {
     fn cpu_ns(&self) -> u64 {
         family(self.server.pid()).iter().filter_map(|process| cpu_ns(process.pid)).sum()
     }
+}
+
+/// The line in which `lab inspect --exact` says that the kernel does not count for it.
+fn uncounted(diagnosis: &Value) -> Option<String> {
+    let lines = diagnosis["unseen"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    lines.filter(|line| line.starts_with("exact")).map(str::to_string).next()
 }
 
 /// Those before and behind the window, too.
