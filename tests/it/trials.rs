@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use acceptlab::lab::observe::processes::{poll_until, with_variable};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
 use crate::cluster::has_node;
 use crate::lab::{Scratch, one_table};
-use crate::support::{FOREVER, Needs, Ordinary, inconclusive};
+use crate::support::{FOREVER, Needs, Ordinary, can_trace, inconclusive};
 
 const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/watchmen");
@@ -195,6 +195,35 @@ fn an_examination_of_lab_inspect_counts_its_right_answers_and_leaves_nothing_beh
         return inconclusive(Needs::QuietMachine, format!("a stopped worker was not found within 3 s: {found}"));
     }
     assert!(found["hung_found_s"].as_f64() > Some(1.0) && found["hung_found_s"].as_f64() < Some(3.0), "{found}");
+}
+
+#[test]
+fn an_examination_without_io_uring_leaves_out_the_servers_that_need_it_and_says_so() {
+    if !can_trace() {
+        return;
+    }
+    let scratch = Scratch::new("no-rings", "");
+    let modes = scratch.root.join("modes.toml");
+    let mode = |command: &str, wait: &str| {
+        format!(
+            "[[ours]]\ncommand = \"{command}\"\ndispatch = \"workers-accept\"\nsharing = \"one\"\nwaits_in = [\"{wait}\"]\n\
+             workers = 1\nopen = 0\n"
+        )
+    };
+    let all = ["contenders = []\n", &mode("sync", "accept"), &mode("uring --workers 1", "io_uring")].concat();
+    fs::write(&modes, all).unwrap();
+    let user = if geteuid().is_root() { "root" } else { "ordinary" };
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup"])
+        .args(["-e", "inject=io_uring_setup:error=ENOSYS", TRIAL])
+        .args(["blind-test", "--of", "ours", "--as", user, "--load", "light", "--format", "json", "--modes"])
+        .arg(&modes)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["notes"][0], "left out: uring --workers 1: this kernel has no io_uring");
+    assert_eq!(found["cases"], 2.0, "{found}");
 }
 
 #[test]

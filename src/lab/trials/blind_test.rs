@@ -25,6 +25,7 @@ use crate::lab::program::{Interrupt, Program, Running, Stop, is_closed, on_path}
 use crate::lab::run::contender::Contender;
 use crate::report::TrialReport;
 use crate::sys::procfs::command_line;
+use crate::sys::uring::Uring;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum User {
@@ -83,17 +84,24 @@ pub fn run(test: &BlindTest, of: &str, interrupt: &Interrupt) -> Result<TrialRep
     if test.user == User::Root && !geteuid().is_root() {
         return Ok(TrialReport { skipped: Some("needs root".to_string()), ..TrialReport::default() });
     }
-    let cases = cases(test, modes);
+    let no_rings = Uring::probe().err();
+    let cases = cases(test, modes, no_rings.is_none());
     if cases.is_empty() {
         return Ok(TrialReport { skipped: Some(format!("of {of} none is installed")), ..TrialReport::default() });
     }
     let place = Place::new(test.user, &cases)?;
-    let tally = Mutex::new(Tally::default());
+    let tally = Mutex::new(Tally { notes: left_out(modes, no_rings).into_iter().collect(), ..Tally::default() });
     let (heavy, light): (Vec<Case>, Vec<Case>) = cases.into_iter().partition(|case| case.load == Load::Heavy);
     examine_all(light, LIGHT_AT_A_TIME, &place, interrupt, &tally)?;
     examine_all(heavy, HEAVY_AT_A_TIME, &place, interrupt, &tally)?;
     let tally = tally.into_inner().expect("no thread has panicked");
     Ok(TrialReport { numbers: tally.numbers(), notes: tally.notes, ..TrialReport::default() })
+}
+
+/// A line about the servers that need io_uring, where there is none, for this reason.
+fn left_out(modes: &[Mode], no_rings: Option<String>) -> Option<String> {
+    let commands: Vec<&str> = modes.iter().filter(|mode| mode.needs_rings()).map(|mode| &*mode.command).collect();
+    no_rings.filter(|_| !commands.is_empty()).map(|why| format!("left out: {}: {why}", commands.join(", ")))
 }
 
 /// A mode under a load; first healthy, then with a stopped worker.
@@ -104,10 +112,11 @@ struct Case<'a> {
     chance: usize,
 }
 
-/// In random order; without the programs that are missing.
-fn cases<'a>(test: &BlindTest, modes: &'a [Mode]) -> Vec<Case<'a>> {
+/// In random order; without the programs that are missing, and without those that need io_uring where there is none.
+fn cases<'a>(test: &BlindTest, modes: &'a [Mode], has_rings: bool) -> Vec<Case<'a>> {
     let mut chance = test.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
     let installed = modes.iter().filter(|mode| on_path(mode.program()).is_some());
+    let installed = installed.filter(|mode| has_rings || !mode.needs_rings());
     let loads = Load::value_variants().iter().filter(|&&load| test.load.is_none_or(|only| only == load));
     let mut cases: Vec<Case> = installed
         .flat_map(|mode| loads.clone().map(move |&load| (mode, load)))
@@ -530,7 +539,7 @@ mod tests {
         let test =
             |seed, sample| BlindTest { modes: PathBuf::new(), user: User::Root, load: None, sample, seed: Some(seed) };
         let order = |test: BlindTest| {
-            cases(&test, &modes.contenders).iter().map(|case| case.mode.command.as_str()).collect::<Vec<_>>()
+            cases(&test, &modes.contenders, true).iter().map(|case| case.mode.command.as_str()).collect::<Vec<_>>()
         };
         assert_eq!(order(test(1, None)), order(test(1, None)));
         let few = order(test(1, Some(2)));

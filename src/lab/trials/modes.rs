@@ -76,6 +76,10 @@ impl Mode {
         self.command.starts_with("experiments/")
     }
 
+    pub fn needs_rings(&self) -> bool {
+        self.waits_in.iter().any(|wait| wait == "io_uring")
+    }
+
     /// Whether the process that was started serves by itself, so that it is the worker.
     pub fn is_one_process(&self) -> bool {
         self.workers == 1 && self.program() != "haproxy"
