@@ -267,13 +267,17 @@ impl Case<'_> {
         ]))
     }
 
-    /// How many times the mean of the CPU time is notable. Workers that wait for a CPU longer than they run find several
-    /// connections at a time, and these cost less each: then only a worker that is half way to having all counts. The
-    /// workers of a herd wait for each other, and each finds one connection or none.
+    /// How many times the mean of the CPU time is notable. In a herd as many as of connections: what is woken in vain uses
+    /// CPU time, too, which makes shares look evener than they are. Other workers that wait for a CPU longer than they run
+    /// find several connections at a time, and these cost less each: then only one that is half way to having all counts.
     fn notable_by_cpu(&self) -> f64 {
         let sum = |of: fn(&Worker) -> f64| self.found.workers.iter().map(of).sum::<f64>();
-        let is_crowded = sum(|worker| worker.waited_share) > sum(|worker| worker.cpu_share) && self.herd().is_none();
-        if is_crowded { (self.found.workers.len() as f64 + 1.0) / 2.0 } else { NOTABLE_BY_CPU }
+        let is_crowded = sum(|worker| worker.waited_share) > sum(|worker| worker.cpu_share);
+        match self.herd() {
+            Some(_) => NOTABLE,
+            None if is_crowded => (self.found.workers.len() as f64 + 1.0) / 2.0,
+            None => NOTABLE_BY_CPU,
+        }
     }
 
     /// In Erlangs: how many workers were busy at a time.
