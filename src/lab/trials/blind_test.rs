@@ -252,7 +252,7 @@ fn mark(case: &Case, answers: &[Value], victim: Option<i32>, found_s: Option<f64
         wrong.push(format!("{accused} of the healthy workers called hung"));
     }
     if is_stopped && found_s.is_none() {
-        wrong.push("the stopped worker was not found".to_string());
+        wrong.push(format!("the stopped worker was not found within {FIND_WITHIN:?}"));
     }
     let ids = || answer["findings"].as_array().into_iter().flatten();
     let found: Vec<&str> = ids().filter_map(|finding| finding["id"].as_str()).collect();
@@ -499,7 +499,7 @@ mod tests {
         assert_eq!(mark(&case, &answers, None, None).accused, 1);
         let stopped = mark(&case, &answers, Some(7), Some(1.1));
         assert!(stopped.accused == 0 && stopped.findings && stopped.wrong.is_empty(), "{:?}", stopped.wrong);
-        assert_eq!(mark(&case, &answers, Some(7), None).wrong, ["the stopped worker was not found"]);
+        assert_eq!(mark(&case, &answers, Some(7), None).wrong, ["the stopped worker was not found within 3s"]);
     }
 
     #[test]
