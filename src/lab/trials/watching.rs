@@ -82,9 +82,9 @@ struct Looker {
 pub fn watched(of: &str, trial: &Watched, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
     raise_descriptor_limit()?;
     let mut subject = Subject::start(of, trial, interrupt)?;
-    let _idle = subject.connect_idle()?;
+    let idle = subject.connect_idle()?;
     let target = Target::parse(&subject.address)?;
-    subject.await_connections(&target)?;
+    subject.await_connections(&target, |open| open >= trial.idle)?;
     let (mut without, mut lost, mut more, mut looker) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for pair in 0..trial.pairs {
         let is_first_watched = pair % 2 == 0;
@@ -100,6 +100,8 @@ pub fn watched(of: &str, trial: &Watched, interrupt: &Interrupt) -> Result<Trial
             looker.push(100.0 * cpu_share);
         }
     }
+    // The server may not have closed those of the last window yet. Each idle client has one that is not silent.
+    subject.await_connections(&target, |open| open <= trial.idle + idle.len())?;
     let begin = Instant::now();
     let mut observer = Observer::begin(target)?;
     observer.look()?;
@@ -160,17 +162,19 @@ impl<'a> Subject<'a> {
         counts.enumerate().map(client).collect()
     }
 
-    /// Looks until all silent connections are there.
-    fn await_connections(&self, target: &Target) -> Result<(), Stop> {
+    /// Looks until as many connections are there as should be.
+    fn await_connections(&self, target: &Target, is_right: impl Fn(usize) -> bool) -> Result<(), Stop> {
         let mut observer = Observer::begin(target.clone())?;
         let until = Instant::now() + GRACE;
         loop {
             observer.look()?;
             let open = observer.recording.looks.last().map_or(0, |look| look.open);
-            match open >= self.trial.idle as u64 {
+            match is_right(open as usize) {
                 true => return Ok(()),
                 false if is_closed(self.interrupt) => return Err(Stop::Interrupted),
-                false if Instant::now() > until => return Err(format!("only {open} connections are there").into()),
+                false if Instant::now() > until => {
+                    return Err(format!("{open} connections are there; {} should be silent", self.trial.idle).into());
+                }
                 false => {}
             }
         }
