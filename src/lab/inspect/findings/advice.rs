@@ -29,12 +29,16 @@ pub enum Kind {
 }
 
 pub fn kind(recording: &Recording) -> Kind {
-    let kinds = || recording.commands.values().map(|words| kind_of(words));
+    let kinds = || recording.commands.values().map(|words| kind_by(words));
     kinds().find(|kind| *kind != Kind::Other).unwrap_or(Kind::Other)
 }
 
-/// Of one process, by the first words of its command line.
-pub fn kind_of(words: &[String]) -> Kind {
+pub fn kind_of(recording: &Recording, pid: i32) -> Kind {
+    recording.commands.get(&pid).map_or(Kind::Other, |words| kind_by(words))
+}
+
+/// By the first words of a command line.
+fn kind_by(words: &[String]) -> Kind {
     // A program that writes its own title has it as one word: `puma 5.6.5 (tcp://127.0.0.1:8080) [folder]`.
     let names = words.iter().flat_map(|word| word.split(' ')).take(3);
     let names = names.map(|word| word.rsplit('/').next().unwrap_or(word).to_lowercase());
@@ -171,12 +175,12 @@ mod tests {
 
     #[test]
     fn a_server_is_known_by_the_first_words_of_its_command() {
-        let kind = |command: &str| kind_of(&command.split(' ').map(String::from).collect::<Vec<_>>());
+        let kind = |command: &str| kind_by(&command.split(' ').map(String::from).collect::<Vec<_>>());
         assert_eq!(kind("nginx: worker process"), Kind::Nginx);
         assert_eq!(kind("/usr/bin/python3 /opt/venv/bin/gunicorn --reuse-port app"), Kind::Gunicorn);
         assert_eq!(kind("/usr/bin/python3 -m uvicorn app:app"), Kind::Uvicorn);
         assert_eq!(kind("node server.js"), Kind::Node);
-        assert_eq!(kind_of(&["puma 5.6.5 (tcp://127.0.0.1:8080) [shop]".to_string()]), Kind::Puma);
+        assert_eq!(kind_by(&["puma 5.6.5 (tcp://127.0.0.1:8080) [shop]".to_string()]), Kind::Puma);
         assert_eq!(kind("./my-nginx-test --listen x"), Kind::Other);
     }
 

@@ -127,9 +127,9 @@ fn wait_of(summary: &Summary) -> Option<Wait> {
 /// What a process may do that was always at work when it was looked at. It has no epoll instance with a listener.
 fn guess(recording: &Recording, summary: &Summary) -> Wait {
     let was_only_in = |known: &[Call]| summary.calls.keys().all(|call| known.contains(call));
-    match recording.commands.get(&summary.pid()).map(|words| kind_of(words)) {
+    match kind_of(recording, summary.pid()) {
         // As their sources say: gunicorn/workers/sync.py, puma/server.rb.
-        Some(Kind::Gunicorn | Kind::Puma) => Wait::Select,
+        Kind::Gunicorn | Kind::Puma => Wait::Select,
         _ if summary.last.is_blocking => Wait::Accept,
         _ if summary.calls.contains_key(&Call::Select) => Wait::Select,
         // Before poll(2) there is nothing that could be seen.
@@ -221,7 +221,7 @@ fn by_one(recording: &Recording, acceptor: &Summary, summaries: &BTreeMap<i32, S
 /// The threads of a process that may serve connections. Where the main thread alone waits for the listener and does
 /// nearly all the work, the others help it, with files and names; Node has such threads from its start.
 fn serving_threads(recording: &Recording, acceptor: &Summary) -> usize {
-    let is_node = recording.commands.get(&acceptor.pid()).is_some_and(|words| kind_of(words) == Kind::Node);
+    let is_node = kind_of(recording, acceptor.pid()) == Kind::Node;
     let main_accepts = acceptor.acceptors.iter().all(|tid| *tid == acceptor.pid());
     let has_worked = acceptor.cpu_ns > SOME_WORK_NS;
     let is_loop = acceptor.wait.is_some_and(|wait| wait != Wait::Accept) && has_worked && !has_help(acceptor);

@@ -46,6 +46,10 @@ const EPOLLET: u32 = 1 << 31;
 const HELPERS: [&str; 7] =
     ["libuv-worker", "V8Worker", "DelayedTaskSche", "SignalInspector", "helper", "iou-wrk", "iou-sqp"];
 
+pub fn is_helper(task: &Task) -> bool {
+    HELPERS.iter().any(|helper| task.name.starts_with(helper))
+}
+
 pub struct Summary<'a> {
     pub first: &'a Process,
     pub last: &'a Process,
@@ -112,7 +116,7 @@ impl<'a> Summary<'a> {
                 if task.is_at_listener {
                     summary.acceptors.insert(task.tid);
                 }
-                if !HELPERS.iter().any(|helper| task.name.starts_with(helper)) {
+                if !is_helper(task) {
                     summary.threads.insert(task.tid);
                 }
                 // A thread that was not there before began with nothing.

@@ -48,10 +48,29 @@ fn a_stopped_worker_of_a_group_hangs_and_the_hash_goes_on_to_choose_it() {
 
 #[test]
 fn a_worker_that_sleeps_or_runs_while_connections_wait_hangs() {
-    for (name, why) in [("blocked", "asleep in another call"), ("spin", "running, and in no system call")] {
+    for (name, why) in [
+        ("blocked", "asleep in another call"),
+        ("spin", "running, and in no system call"),
+        // Its helper threads sleep, one of them in epoll.
+        ("spin-node", "running, and in no system call"),
+        // The main thread of gunicorn's gthread goes on to accept.
+        ("deadlock", "all threads that answer sleep at locks"),
+    ] {
         let finding = only_finding(&recorded(name));
         assert!(finding.id == "hung-worker" && finding.says.contains(why), "{name}: {finding:?}");
     }
+}
+
+#[test]
+fn a_thread_that_ends_takes_the_time_it_ran_with_it_and_its_process_has_run() {
+    let mut recording = recorded("blocked");
+    let (earlier, last) = recording.looks.split_at_mut(4);
+    earlier.iter_mut().flat_map(|look| &mut look.processes).for_each(|process| {
+        let more = look::Task { tid: 7, call: look::Call::Running, cpu_ns: 9_000_000, ..process.tasks[0].clone() };
+        process.tasks.push(more);
+    });
+    last[0].processes[0].cpu_ns += 1_000_000;
+    assert!(diagnose(&recording).workers.iter().all(|worker| worker.state != State::Hung));
 }
 
 #[test]

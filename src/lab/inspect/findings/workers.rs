@@ -1,9 +1,12 @@
 //! Each worker: how it waits, its share, what it costs, and whether it hangs.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
+use super::advice::{Kind, kind_of};
 use super::roles::{Roles, Way};
-use super::summary::{Summary, Wait};
+use super::summary::{Summary, Wait, is_helper};
 use super::{Basis, ENOUGH, ListenerState, measured};
 use crate::lab::inspect::look::{Call, LONG_NS, Look, Process, Recording, Task};
 use crate::report::Evenness;
@@ -83,7 +86,7 @@ impl Worker {
         let own = listeners.iter().flat_map(|listener| &listener.queues).filter(|queue| queue.pids == [pid]);
         let own: Vec<_> = own.collect();
         let least_queued = own.iter().map(|queue| queue.least_queued).max().unwrap_or(0);
-        let hangs_in = hangs_in(recording, pid, least_queued);
+        let hangs_in = hangs_in(recording, summary, least_queued);
         let cpu_share = summary.cpu_ns as f64 / 1e9 / seconds;
         let accepted = summary.accepted();
         // What a ring accepts is no system call of its own.
@@ -131,8 +134,8 @@ fn sleeps_in(summary: &Summary) -> Wait {
 
 /// Why a worker counts as hung: it is stopped, or for a second it has not run, or has run in circles, while connections
 /// wait for it. `least_queued` is the fewest that waited in a socket of its own.
-fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'static str> {
-    let looks = recording.recent();
+fn hangs_in(recording: &Recording, summary: &Summary, least_queued: u32) -> Option<&'static str> {
+    let (looks, pid) = (recording.recent(), summary.pid());
     let of = |look: &'_ Look| look.processes.iter().position(|process| process.pid == pid);
     let (first, last) = (looks.first()?, looks.last()?);
     let (first_seen, last_seen) = (&first.processes[of(first)?], &last.processes[of(last)?]);
@@ -142,25 +145,48 @@ fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'stat
     if last.at_ns - first.at_ns < LONG_NS || first_seen.started != last_seen.started {
         return None;
     }
+    let kind = kind_of(recording, pid);
     let seen: Vec<&Process> = looks.iter().filter_map(|look| Some(&look.processes[of(look)?])).collect();
-    let sum = |process: &Process, of: fn(&Task) -> u64| process.tasks.iter().map(of).sum::<u64>();
-    let has_run = sum(last_seen, |task| task.cpu_ns) > sum(first_seen, |task| task.cpu_ns);
-    let has_slept = sum(last_seen, |task| task.voluntary) > sum(first_seen, |task| task.voluntary);
-    let calls = || seen.iter().flat_map(|process| &process.tasks).map(|task| task.call);
+    // All threads of Node but the main one help it, whatever their names are.
+    let serves = |task: &Task| task.tid == pid || (kind != Kind::Node && !is_helper(task));
+    let accepts = |task: &Task| serves(task) && (summary.acceptors.is_empty() || summary.acceptors.contains(&task.tid));
+    let answers = |task: &Task| serves(task) && !accepts(task);
+    let calls = |chosen: &dyn Fn(&Task) -> bool| -> Vec<Call> {
+        let tasks = seen.iter().flat_map(|process| &process.tasks);
+        tasks.filter(|task| chosen(task)).map(|task| task.call).collect()
+    };
+    // A thread that has begun or ended meanwhile has done something.
+    let has_grown = |chosen: &dyn Fn(&Task) -> bool, of: fn(&Task) -> u64| {
+        let at = |process: &Process| -> BTreeMap<i32, u64> {
+            process.tasks.iter().filter(|task| chosen(task)).map(|task| (task.tid, of(task))).collect()
+        };
+        at(first_seen) != at(last_seen)
+    };
     // A client that does not read its answers has unread requests, too, and an event loop is right to wait. So is a
     // worker that serves one connection at a time and waits for its client.
-    let waits = |call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring);
+    let waits = |call: &Call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring);
     let waits_for_client = seen.iter().any(|process| process.tasks.iter().any(|task| task.is_at_socket));
-    let is_stuck = least_queued > 0 || (last_seen.unread > 0 && !calls().any(waits));
-    if !has_run && is_stuck && !waits_for_client {
+    let is_stuck = least_queued > 0 || (last_seen.unread > 0 && !calls(&serves).iter().any(waits));
+    if !has_grown(&serves, |task| task.cpu_ns) && is_stuck && !waits_for_client {
         return Some(match last_seen.state {
             'D' => "in the kernel, where no signal reaches it (state D)",
             _ => "asleep in another call than that for connections",
         });
     }
+    // Their main thread passes what has come to one of the others, which waits for the client or the database in
+    // another call than this.
+    let is_pool = matches!(kind, Kind::Gunicorn | Kind::Puma) && !calls(&answers).is_empty();
+    if is_pool
+        && last_seen.unread > 0
+        && calls(&answers).iter().all(|call| *call == Call::Futex)
+        && !has_grown(&answers, |task| task.voluntary)
+    {
+        return Some("all threads that answer sleep at locks");
+    }
     let moves = last_seen.new > first_seen.new || last_seen.open < first_seen.open;
-    let is_always_running = calls().all(|call| call == Call::Running);
-    let is_in_circles = has_run && !has_slept && is_always_running && !moves;
+    let is_always_running = calls(&accepts).iter().all(|call| *call == Call::Running);
+    let has_only_run = has_grown(&accepts, |task| task.cpu_ns) && !has_grown(&accepts, |task| task.voluntary);
+    let is_in_circles = has_only_run && is_always_running && !moves;
     (is_in_circles && (last_seen.unread > 0 || least_queued > 0)).then_some("running, and in no system call")
 }
 

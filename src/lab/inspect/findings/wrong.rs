@@ -115,7 +115,9 @@ impl Case<'_> {
             };
             let signal =
                 if why.starts_with("stopped") { format!("; `kill -CONT {pid}` lets it go on") } else { String::new() };
-            let advice = format!("{}{signal}", self.advice(advice::HUNG));
+            // A main thread that is well gives its supervisor signs of life.
+            let kind = if why.starts_with("all threads") { advice::Kind::Other } else { self.kind };
+            let advice = format!("{}{signal}", advice::of(advice::HUNG, kind));
             finding("hung-worker", HANGS, format!("pid {pid} hangs: {why}; {waits}"), &advice).with(&[
                 ("pid", f64::from(pid)),
                 ("queued", f64::from(worker.queued.unwrap_or(0))),
