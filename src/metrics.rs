@@ -651,7 +651,8 @@ pub static INSPECT: &[Section] = &[
             "Connections of the listeners that were open at the last look."),
         metric("inspect.totals.more_requests", "more requests", "",
             "Segments with data that came on open connections, without the first of each new one: about the \
-             requests that needed no new connection."),
+             requests that needed no new connection; absent where there are so many connections that they are \
+             not read."),
         metric("inspect.totals.unaccepted", "not accepted", "",
             "Established connections that no process had accepted at the last look."),
         metric("inspect.totals.unaccepted_long", "not accepted for 1 s", "",

@@ -98,11 +98,11 @@ pub fn connections(diagnosis: &Diagnosis) -> String {
     let per =
         |value: Option<f64>, what: &str| value.map_or(String::new(), |value| format!(", {} {what}", number(value)));
     format!(
-        "in {} s {} new connections, {} open, {} more requests{}{}; {} not accepted, {} of them for 1 s",
+        "in {} s {} new connections, {} open{}{}{}; {} not accepted, {} of them for 1 s",
         number(diagnosis.duration_s),
         grouped(totals.new_connections),
         grouped(totals.connections),
-        grouped(totals.more_requests),
+        totals.more_requests.map_or(String::new(), |count| format!(", {} more requests", grouped(count))),
         per(totals.switches_per_connection, "switches per connection"),
         per(totals.cpu_us_per_connection, "µs of CPU per connection"),
         grouped(totals.unaccepted),

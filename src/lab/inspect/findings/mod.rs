@@ -105,7 +105,8 @@ pub struct Totals {
     /// Open ones now.
     pub connections: u64,
     /// Requests beside the first of each connection, as far as their segments were seen.
-    pub more_requests: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub more_requests: Option<u64>,
     pub unaccepted: u64,
     /// For a second or longer.
     pub unaccepted_long: u64,
@@ -131,6 +132,11 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
     let master = roles.acceptors.keys().find(|pid| !roles.workers.contains(pid));
     let master = master.map(|pid| Worker::of(recording, &summaries[pid], &roles, &listeners));
     let mut unseen = recording.unseen.clone();
+    if totals.more_requests.is_none() {
+        let line = "requests on connections that stay, and so whether there is a herd: of more than 2,000 connections \
+                    the segments are not read";
+        unseen.push(line.to_string());
+    }
     if let Some(pid) = roles.guessed.first() {
         let count = roles.guessed.len();
         let line = format!(
@@ -185,11 +191,13 @@ fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Rol
     let new_connections = if is_local { seen.max(accepted) } else { seen.max(of_all) };
     let who: BTreeSet<i32> = roles.acceptors.keys().chain(&roles.workers).copied().collect();
     let sum = |of: fn(&Summary) -> u64| who.iter().map(|pid| of(&summaries[pid])).sum::<u64>() as f64;
+    let requests: Option<Vec<u64>> = recording.looks.iter().map(|look| look.requests).collect();
+    let requests = requests.unwrap_or_default();
     let per = |amount: f64| (new_connections >= ENOUGH).then(|| over(amount, new_connections as f64));
     Totals {
         new_connections,
         connections: last.open,
-        more_requests: last.requests - first.requests,
+        more_requests: requests.last().zip(requests.first()).map(|(last, first)| last - first),
         unaccepted: last.unaccepted,
         unaccepted_long: last.unaccepted_long,
         switches_per_connection: per(sum(|summary| summary.voluntary)),

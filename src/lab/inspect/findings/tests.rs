@@ -129,8 +129,14 @@ fn a_herd_is_seen_in_the_switches_for_each_connection() {
     assert!(finding.id == "herd" && finding.numbers["switches_per_connection"] > 3.0, "{finding:?}");
     assert_eq!(finding.lesson, "06-the-thundering-herd");
     // As many switches for requests on connections that were there are no herd.
-    recording.looks.last_mut().unwrap().requests = 3000;
+    recording.looks.last_mut().unwrap().requests = Some(3000);
     assert_eq!(ids(&diagnose(&recording)), [""; 0]);
+    // Nor are switches for requests that nobody could count.
+    let mut recording = recorded("herd");
+    recording.looks[1].requests = None;
+    let diagnosis = diagnose(&recording);
+    assert_eq!((ids(&diagnosis), diagnosis.totals.more_requests), (vec![], None));
+    assert!(diagnosis.unseen[0].contains("whether there is a herd"), "{:?}", diagnosis.unseen);
 }
 
 #[test]

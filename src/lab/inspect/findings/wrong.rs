@@ -222,7 +222,7 @@ impl Case<'_> {
         let sleepers: Vec<&i32> = self.roles.acceptors.keys().filter(alone).collect();
         let is_shared = self.found.listeners.iter().any(|listener| listener.sharing == Sharing::Shared);
         let switches = sleepers.iter().map(|pid| self.summaries[pid].voluntary_of_acceptors).sum::<u64>() as f64;
-        let (count, asked) = (new_connections as f64, (new_connections + more_requests) as f64);
+        let (count, asked) = (new_connections as f64, (new_connections + more_requests?) as f64);
         if !is_shared || new_connections < ENOUGH || !is_herd(switches, count, asked, sleepers.len()) {
             return None;
         }

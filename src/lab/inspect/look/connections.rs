@@ -1,7 +1,7 @@
 //! The connections of a listener from look to look: who owns them, which are new, which nobody accepts, and in which
 //! bytes wait to be read. Counts, so that a recording stays small with 100,000 connections.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::sys::connections::{Connection, Key, connections_of};
 use crate::sys::sock_diag::Extra;
@@ -9,6 +9,10 @@ use crate::sys::sock_diag::Extra;
 /// Of so many connections the numbers of received segments are read at every look. Of more it would keep the kernel's
 /// locks on them too long.
 const FEW: usize = 2_000;
+
+/// What has not been seen for so long is forgotten. The kernel keeps a connection as long that only we have closed
+/// (`tcp_fin_timeout`), and does not list it as one meanwhile.
+const KEPT_NS: u64 = 90_000_000_000;
 
 /// Waiting for so long is long.
 pub const LONG_NS: u64 = 1_000_000_000;
@@ -33,17 +37,19 @@ pub struct Seen {
     pub unaccepted_long: u64,
     /// Different connections since the first look.
     pub new: u64,
-    /// Segments with data that came on connections which were there before, since the first look.
-    pub requests: u64,
+    /// Segments with data that came on connections which were there before, since the first look; `None` where they
+    /// were not read.
+    pub requests: Option<u64>,
 }
 
 #[derive(Default)]
 pub struct Tracker {
     is_begun: bool,
-    seen_by: HashSet<(i32, u32)>,
+    /// A process and a connection that it has, and when it was last seen.
+    seen_by: HashMap<(i32, u32), u64>,
     new_by: BTreeMap<i32, u64>,
-    /// The cookies of a connection while it lives, and while it is in TIME_WAIT.
-    known: HashMap<Key, [u64; 2]>,
+    /// The cookies of a connection while it lives, and while it is in TIME_WAIT; and when it was last seen.
+    known: HashMap<Key, ([u64; 2], u64)>,
     unaccepted_since: HashMap<u64, u64>,
     unread_since: HashMap<u64, (u32, u32, u64)>,
     segments: HashMap<u64, u32>,
@@ -57,8 +63,10 @@ impl Tracker {
         let extra = if self.segments.len() <= FEW { Extra::Segments } else { Extra::Nothing };
         let connections: Vec<Connection> =
             addresses.iter().flat_map(|address| connections_of(address, extra)).collect();
-        let seen = self.count(&connections, sockets, now_ns);
-        self.is_begun = true;
+        let mut seen = self.count(&connections, sockets, now_ns);
+        if extra == Extra::Nothing {
+            seen.requests = None;
+        }
         seen
     }
 
@@ -67,7 +75,7 @@ impl Tracker {
         let (mut unaccepted, mut unread, mut segments) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut by_inode: HashMap<u32, bool> = HashMap::new();
         for connection in connections {
-            self.count_new(connection);
+            self.count_new(connection, now_ns);
             if !connection.is_alive {
                 continue;
             }
@@ -100,25 +108,29 @@ impl Tracker {
         (self.unaccepted_since, self.unread_since, self.segments) = (unaccepted, unread, segments);
         for (&pid, inodes) in sockets {
             let owned = seen.owned.entry(pid).or_default();
-            for inode in inodes {
-                if self.seen_by.insert((pid, *inode)) && self.is_begun {
+            // Its other sockets lead to databases, its brothers or the clients of other ports.
+            for (inode, is_unread_long) in inodes.iter().filter_map(|inode| by_inode.get_key_value(inode)) {
+                if self.seen_by.insert((pid, *inode), now_ns).is_none() && self.is_begun {
                     *self.new_by.entry(pid).or_default() += 1;
                 }
-                if let Some(is_unread_long) = by_inode.get(inode) {
-                    owned.open += 1;
-                    owned.unread += u64::from(*is_unread_long);
-                }
+                owned.open += 1;
+                owned.unread += u64::from(*is_unread_long);
             }
             owned.new = self.new_by.get(&pid).copied().unwrap_or(0);
         }
-        (seen.new, seen.requests) = (self.new, self.requests);
+        let is_kept = |seen_ns: &u64| now_ns - seen_ns < KEPT_NS;
+        self.seen_by.retain(|_, seen_ns| is_kept(seen_ns));
+        self.known.retain(|_, (_, seen_ns)| is_kept(seen_ns));
+        (seen.new, seen.requests) = (self.new, Some(self.requests));
+        self.is_begun = true;
         seen
     }
 
     /// A connection goes from its life to TIME_WAIT, where the kernel gives it another cookie.
-    fn count_new(&mut self, connection: &Connection) {
+    fn count_new(&mut self, connection: &Connection, now_ns: u64) {
         let stage = usize::from(!connection.is_alive);
-        let known = self.known.entry(connection.key).or_insert([0, 0]);
+        let (known, seen_ns) = self.known.entry(connection.key).or_default();
+        *seen_ns = now_ns;
         let is_known = known[stage] == connection.cookie || (stage == 1 && known[0] != 0 && known[1] == 0);
         if !is_known {
             *known = [0, 0];
@@ -140,9 +152,7 @@ mod tests {
 
     fn look(tracker: &mut Tracker, connections: &[Connection], sockets: &[(i32, &[u32])], now_ns: u64) -> Seen {
         let sockets = sockets.iter().map(|(pid, inodes)| (*pid, inodes.to_vec())).collect();
-        let seen = tracker.count(connections, &sockets, now_ns);
-        tracker.is_begun = true;
-        seen
+        tracker.count(connections, &sockets, now_ns)
     }
 
     #[test]
@@ -155,6 +165,27 @@ mod tests {
             let seen = look(&mut tracker, &both, &[(7, &[101]), (8, &[102])], now_ns);
             assert_eq!((seen.new, seen.open), (1, 2));
             assert_eq!((seen.owned[&7].new, seen.owned[&8].new), (0, 1));
+        }
+    }
+
+    #[test]
+    fn only_connections_of_the_listener_are_new_ones_and_not_other_sockets() {
+        let mut tracker = Tracker::default();
+        look(&mut tracker, &[], &[(7, &[900])], 0);
+        let seen = look(&mut tracker, &[connection(1, 11, 101)], &[(7, &[900, 901, 101])], 1);
+        assert_eq!(seen.owned[&7], Owned { open: 1, new: 1, unread: 0 });
+    }
+
+    #[test]
+    fn what_is_seen_no_more_is_forgotten_and_no_earlier() {
+        let mut tracker = Tracker::default();
+        look(&mut tracker, &[], &[], 0);
+        let one = [connection(1, 11, 101)];
+        for (connections, now_ns, new) in
+            [(&one[..], 1, 1), (&[], KEPT_NS, 1), (&one, KEPT_NS, 1), (&[], 2 * KEPT_NS, 1), (&one, 2 * KEPT_NS, 2)]
+        {
+            let seen = look(&mut tracker, connections, &[(7, &[101])], now_ns);
+            assert_eq!((seen.new, seen.owned[&7].new), (new, new), "{now_ns}");
         }
     }
 
@@ -188,8 +219,8 @@ mod tests {
         let mut tracker = Tracker::default();
         let old = |data_segments| Connection { data_segments, ..connection(1, 11, 101) };
         let new = |data_segments| Connection { data_segments, ..connection(2, 12, 102) };
-        assert_eq!(look(&mut tracker, &[old(100)], &[], 0).requests, 0);
-        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 1).requests, 4);
-        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 2).requests, 4);
+        assert_eq!(look(&mut tracker, &[old(100)], &[], 0).requests, Some(0));
+        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 1).requests, Some(4));
+        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 2).requests, Some(4));
     }
 }

@@ -50,9 +50,9 @@ pub struct Look {
     pub unaccepted_long: u64,
     /// Connections that began since the first look, as far as they were seen.
     pub new: u64,
-    /// Segments with data since the first look, beside the first of each connection.
+    /// Segments with data since the first look, beside the first of each connection, where they were read.
     #[serde(default)]
-    pub requests: u64,
+    pub requests: Option<u64>,
     /// `PassiveOpens` of the network namespace: the connections of all its listeners.
     pub passive_opens: u64,
     /// `ListenOverflows` of the network namespace: connections that found an accept queue full.
