@@ -159,8 +159,8 @@ enum Command {
     },
     /// Say how any running server accepts, from outside, and what is wrong with it
     ///
-    /// It reads /proc and the kernel's tables of sockets; the server is not written to, not stopped and not traced, and
-    /// needs no counters of its own. A server of your own user needs no root.
+    /// It reads /proc and the kernel's tables of sockets; the server is not written to and not stopped, and needs no
+    /// counters of its own. A server of your own user needs no root.
     ///
     /// Findings: hung-worker, queue-full, blind-selector, nobody-accepts, herd, uneven, one-acceptor, no-reuseport,
     /// more-workers-than-cpus. Each has its numbers, what to do, and the lesson that explains it.
@@ -168,12 +168,13 @@ enum Command {
         /// What to look at: a process and those it has started, a port, an address, or `unix:PATH`.
         #[arg(value_name = "PID|:PORT|ADDR:PORT", value_parser = Target::parse)]
         target: Target,
-        /// How long to look.
+        /// How long to look; below 1 s a worker is found to hang only if it is stopped.
         #[arg(long, value_name = "DUR", default_value = "3s", value_parser = parse_positive_duration)]
         duration: Duration,
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
-        /// Exit with 3 when there is one of these findings; `hung` is short for hung-worker.
+        /// Exit with 3 when there is one of these findings, and with 1 when no worker could be seen; `hung` is short for
+        /// hung-worker.
         #[arg(long, value_name = "FINDING,...", value_delimiter = ',', value_parser = inspect::parse_finding)]
         fail_if: Vec<String>,
         /// Look into the network namespace of this process, a container's say.

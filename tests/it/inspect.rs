@@ -29,6 +29,9 @@ const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 /// Long enough to see in which calls sleeping workers wait.
 pub const SHORT: &[&str] = &["--duration", "200ms"];
 
+/// Long enough to see all.
+pub const LONG: &[&str] = &["--duration", "1s"];
+
 fn inspect(target: &str, flags: &[&str]) -> Output {
     Command::new(LAB).arg("inspect").arg(target).args(flags).output().unwrap()
 }
@@ -312,7 +315,7 @@ fn a_server_in_another_network_namespace_is_looked_at_from_inside() {
 fn an_ordinary_user_sees_everything_of_his_own_servers_and_of_others_a_line() {
     let server = start("prefork", &["--workers", "2"]);
     let (Some(lab), Some(prefork)) = (Ordinary::new(LAB), Ordinary::new(kind("prefork").path)) else { return };
-    let look = |target: &str| lab.command().args(["inspect", target, "--format", "json"]).args(SHORT).output().unwrap();
+    let look = |target: &str| lab.command().args(["inspect", target, "--format", "json"]).args(LONG).output().unwrap();
     let own = held(prefork.program().start(&["--workers", "2"]));
     let output = look(&own.addr.to_string());
     let document: Value = serde_json::from_slice(&output.stdout).expect("a document");
@@ -333,6 +336,12 @@ fn an_ordinary_user_sees_everything_of_his_own_servers_and_of_others_a_line() {
     assert_eq!((&document["dispatch"], states(&document).len()), (&Value::from("unknown"), 0), "{document:#}");
     let unseen = document["unseen"][0].as_str().expect("a line");
     assert!(unseen.contains(", which user 0 has opened: we may not look into"), "{unseen}");
+    let monitor = lab.command().args(["inspect", &server.addr.to_string(), "--fail-if", "hung"]).args(SHORT).output();
+    let monitor = monitor.unwrap();
+    let [out, err] = [&monitor.stdout, &monitor.stderr].map(|said| String::from_utf8_lossy(said));
+    assert_eq!(monitor.status.code(), Some(1), "{out}{err}");
+    assert!(out.contains("\nno findings in what could be seen\n"), "{out}");
+    assert!(err.starts_with("lab: --fail-if: no process was seen that accepts: who has the socket of "), "{err}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use acceptlab::sys::procfs::Stat;
 use nix::unistd::{SysconfVar, geteuid, sysconf};
 use serde_json::Value;
 
-use crate::inspect::{LAB, SHORT, diagnosis, refused, states};
+use crate::inspect::{LAB, LONG, SHORT, diagnosis, refused, states};
 use crate::support::{
     FOREVER, Needs, Ordinary, can_trace, copy_program, held, inconclusive, kind, raise_descriptor_limit, start,
 };
@@ -69,7 +69,7 @@ fn hidepid_hides_other_users_servers_and_not_ones_own() {
         let command = lab.command();
         let words = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_str().unwrap());
         let words: Vec<&str> =
-            words.chain(["inspect", target, "--format", "json"]).chain(SHORT.iter().copied()).collect();
+            words.chain(["inspect", target, "--format", "json"]).chain(LONG.iter().copied()).collect();
         let script = "mount -t proc -o hidepid=2 proc /proc && exec \"$0\" \"$@\"";
         in_namespaces(&["--mount"], script, &words)
     };
@@ -122,7 +122,7 @@ fn yamas_scope_is_a_line_and_not_a_failure() {
     let server = held(prefork.program().start(&["--workers", "2"]));
     let target = server.addr.to_string();
     let document =
-        document(&lab.command().args(["inspect", &target, "--format", "json"]).args(SHORT).output().unwrap());
+        document(&lab.command().args(["inspect", &target, "--format", "json"]).args(LONG).output().unwrap());
     assert_eq!((states(&document).len(), document["unseen"].as_array().map(Vec::len)), (2, Some(1)), "{document:#}");
 }
 

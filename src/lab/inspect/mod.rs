@@ -22,7 +22,7 @@ use crate::lab::program::{Interrupt, Stop, print_until};
 pub use crate::lab::target::Target;
 use crate::sys::namespace::enter_network_of;
 use crate::terminal::{Paint, width};
-use findings::{Diagnosis, IDS, diagnose};
+use findings::{Dispatch, IDS, diagnose};
 pub use look::{Observer, Recording};
 
 pub struct Options {
@@ -78,11 +78,14 @@ pub fn run(options: Options, interrupt: &Interrupt) -> Result<bool, Stop> {
         false => output::text(&diagnosis, width(&stdout()).min(MOST_COLUMNS), Paint::on(&stdout())),
     };
     print_until(interrupt, &text)?;
-    Ok(!fails(&diagnosis, &options.fail_if))
-}
-
-fn fails(diagnosis: &Diagnosis, ids: &[String]) -> bool {
-    diagnosis.findings.iter().any(|finding| ids.iter().any(|id| id == finding.id))
+    let ids = &options.fail_if;
+    let fails = diagnosis.findings.iter().any(|finding| ids.iter().any(|id| id == finding.id));
+    // A monitor is not to be told that all is well by one that could not look.
+    if !ids.is_empty() && !fails && diagnosis.dispatch == Dispatch::Unknown {
+        let why = diagnosis.unseen.first().map_or(String::new(), |line| format!(": {line}"));
+        return Err(Stop::Failed(format!("--fail-if: no process was seen that accepts{why}")));
+    }
+    Ok(!fails)
 }
 
 /// Looks again and again for so long, at least twice.

@@ -28,7 +28,10 @@ pub fn text(diagnosis: &Diagnosis, width: usize, paint: Paint) -> String {
     }
     lines.push(String::new());
     if diagnosis.findings.is_empty() {
-        lines.push(paint.green("no findings"));
+        lines.push(match diagnosis.unseen.is_empty() && diagnosis.dispatch != Dispatch::Unknown {
+            true => paint.green("no findings"),
+            false => "no findings in what could be seen".to_string(),
+        });
     }
     for finding in &diagnosis.findings {
         lines.extend(about_finding(finding, width, paint));

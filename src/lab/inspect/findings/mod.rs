@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::look::{Process, Recording, Task};
+use super::look::{LONG_NS, Process, Recording, Task};
 use crate::evenness;
 use crate::report::Evenness;
 use crate::units::{grouped, over};
@@ -144,6 +144,11 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
              --duration, or when there is less load"
         );
         unseen.push(line);
+    }
+    if recording.looks.len() > 1 && recording.seconds() < LONG_NS as f64 / 1e9 {
+        let line = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector; look \
+                    longer with --duration";
+        unseen.push(line.to_string());
     }
     let mut diagnosis = Diagnosis {
         schema: 1,

@@ -90,7 +90,9 @@ fn nobody_hangs_before_a_second_has_passed() {
         let mut recording = recorded(name);
         let since = recording.last().at_ns - 900_000_000;
         recording.looks.retain(|look| look.at_ns > since);
-        assert!(diagnose(&recording).workers.iter().all(|worker| worker.state != State::Hung), "{name}");
+        let diagnosis = diagnose(&recording);
+        assert!(diagnosis.workers.iter().all(|worker| worker.state != State::Hung), "{name}");
+        assert!(diagnosis.unseen.last().is_some_and(|line| line.starts_with("what takes a second: ")), "{name}");
     }
 }
 
