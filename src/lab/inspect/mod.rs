@@ -90,19 +90,20 @@ pub fn run(options: Options, interrupt: &Interrupt) -> Result<bool, Stop> {
 
 /// Looks again and again for so long, at least twice.
 fn record(observer: &mut Observer, duration: Duration, interrupt: &Interrupt) -> Result<(), Stop> {
+    let mut cost = observer.look().map_err(Stop::Failed)?;
+    // From behind the first look to before the last, so that what takes a second can be seen in a second.
     let end = Instant::now() + duration;
     loop {
-        // The last look begins when the time is over, so that what takes a second can be seen in a second.
-        let is_last = Instant::now() >= end;
-        let cost = observer.look().map_err(Stop::Failed)?;
-        if is_last && observer.recording.looks.len() > 1 {
-            return Ok(());
-        }
         let left = end.saturating_duration_since(Instant::now());
         let pause = LOOK_EVERY.max(cost * PAUSE_PER_COST).min(duration / FEWEST_LOOKS).min(left);
         select! {
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
             recv(after(pause)) -> _ => {}
+        }
+        let is_last = Instant::now() >= end;
+        cost = observer.look().map_err(Stop::Failed)?;
+        if is_last {
+            return Ok(());
         }
     }
 }

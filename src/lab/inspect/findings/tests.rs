@@ -254,6 +254,17 @@ fn a_connection_in_the_queue_of_a_hung_worker_shows_the_blind_hash_whenever_it_c
 }
 
 #[test]
+fn of_an_owner_that_may_not_be_looked_into_it_is_not_said_that_nobody_accepts() {
+    let mut recording = recorded("hung");
+    let hung = diagnose(&recording).findings[0].numbers["pid"] as i32;
+    recording.looks.iter_mut().for_each(|look| look.processes.retain(|process| process.pid != hung));
+    let finding = diagnose(&recording).findings.remove(0);
+    assert!(finding.says.contains("in that whose owner cannot be seen wait "), "{finding:?}");
+    recording.looks.iter_mut().for_each(|look| look.unaccepted_long = 0);
+    assert_eq!(ids(&diagnose(&recording)), [""; 0]);
+}
+
+#[test]
 fn a_busy_worker_has_connections_in_its_queue_at_every_look_and_is_not_blocked() {
     let mut recording = recorded("hash");
     for look in &mut recording.looks {

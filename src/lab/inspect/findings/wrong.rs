@@ -160,7 +160,9 @@ impl Case<'_> {
     fn blind_selector(&self, listener: &ListenerState) -> Option<Finding> {
         let queues = &listener.queues;
         let is_hung = |pid: &i32| self.found.workers.iter().any(|w| w.pid == *pid && w.state == State::Hung);
-        let accepts = |queue: &&Queue| queue.pids.iter().any(|pid| !is_hung(pid));
+        // An owner that may not be looked into accepts, as far as we know.
+        let is_seen = |queue: &Queue| self.recording.last().processes.iter().any(|p| p.holds.contains(&queue.inode));
+        let accepts = |queue: &&Queue| queue.pids.iter().any(|pid| !is_hung(pid)) || !is_seen(queue);
         let is_empty = |queue: &Queue| queue.least_queued == 0;
         let has_time = self.recording.recent().len() > 1 && self.recording.seconds() >= 1.0;
         // What the hash has given to somebody who hangs waits from its first moment. One who is busy has connections
@@ -178,7 +180,8 @@ impl Case<'_> {
         let (sockets, waiting) = (queues.len(), blocked.iter().map(|queue| queue.queued).sum::<u32>());
         let whose = match blocked[0].pids.first() {
             Some(pid) => format!("of pid {pid}"),
-            None => "that nobody accepts from".to_string(),
+            None if is_seen(blocked[0]) => "that nobody accepts from".to_string(),
+            None => "whose owner cannot be seen".to_string(),
         };
         let says = format!(
             "the kernel chooses one of {sockets} sockets by a hash and does not look at their queues: \

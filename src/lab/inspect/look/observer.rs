@@ -17,15 +17,20 @@ use crate::sys::procfs::{Stat, comm, title, with_descendants};
 use crate::sys::sock_diag::unix_sockets;
 use crate::units::{monotonic_ns, thread_cpu_ns};
 
+/// In ticks of 10 ms: a worker that was started so long ago listens, if it ever will.
+const TICKS_TO_LISTEN: u64 = 1_000;
+
 pub struct Observer {
     target: Target,
     /// Distinguishes a target that is a process from a later one of its number.
     identity: Option<Identity>,
     addresses: Vec<String>,
-    /// Processes that hold a listener, and all that descend from them.
-    members: BTreeSet<i32>,
-    /// Brothers of these that hold none: pid and start.
+    /// Processes that hold a listener: pid and start.
+    members: BTreeSet<(i32, u64)>,
+    /// Brothers of these that held none.
     strangers: BTreeSet<(i32, u64)>,
+    /// Processes that were started later may still be about to listen.
+    young_since: u64,
     /// By process: those at the other ends of its Unix sockets.
     channels: BTreeMap<i32, BTreeSet<i32>>,
     memory: Memory,
@@ -44,13 +49,17 @@ impl Observer {
     pub fn begin(target: Target) -> Result<Observer, String> {
         let Found { identity, addresses, holders, unseen } = target.find()?;
         let cpus = holders.keys().next().and_then(|&pid| cpu::count_of(pid)).unwrap_or(cpu::allowed().len());
+        let stats: Vec<Stat> = Stat::all_processes().collect();
+        let newest = stats.iter().map(|stat| stat.started).max().unwrap_or(0);
+        let members = stats.iter().filter(|stat| holders.contains_key(&stat.pid)).map(identity).collect();
         let somaxconn = sysctl("net.core.somaxconn").and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(Observer {
             target,
             identity,
             addresses: addresses.into_iter().collect(),
-            members: holders.into_keys().collect(),
+            members,
             strangers: BTreeSet::new(),
+            young_since: newest.saturating_sub(TICKS_TO_LISTEN),
             channels: BTreeMap::new(),
             memory: Memory::default(),
             tracker: Tracker::default(),
@@ -150,13 +159,11 @@ impl Observer {
         elsewhere: &BTreeMap<u32, &str>,
     ) -> (Vec<Process>, BTreeMap<i32, Vec<u32>>) {
         let stats: Vec<Stat> = Stat::all_processes().collect();
-        self.adopt_brothers(&stats, inodes);
-        let members = &self.members;
+        self.adopt(&stats, inodes);
         // What a service manager has started is not its server.
-        let is_manager = |pid: i32| pid == 1 && matches!(comm(1).as_str(), "systemd" | "init");
-        let of_members = with_descendants(&stats, |stat| {
-            members.contains(&stat.pid) || (members.contains(&stat.parent) && !is_manager(stat.parent))
-        });
+        let is_manager = |stat: &Stat| stat.pid == 1 && matches!(comm(1).as_str(), "systemd" | "init");
+        let of_members =
+            with_descendants(&stats, |stat| self.members.contains(&identity(stat)) && !is_manager(stat));
         let (mut processes, mut sockets, mut closed) = (Vec::new(), BTreeMap::new(), Vec::new());
         for stat in of_members.into_iter().filter(|stat| stat.is_alive()) {
             let Some(descriptors) = Descriptors::of(stat.pid) else {
@@ -168,7 +175,10 @@ impl Observer {
             process.listens_elsewhere = others.map(|address| address.to_string()).collect();
             processes.push(process);
             sockets.insert(stat.pid, descriptors.sockets().filter(|inode| !inodes.contains(inode)).collect());
-            self.recording.commands.entry(stat.pid).or_insert_with(|| title(stat.pid));
+            let is_known = |known: &Process| (known.pid, known.started) == identity(stat);
+            if !self.recording.looks.last().is_some_and(|look| look.processes.iter().any(is_known)) {
+                self.recording.commands.insert(stat.pid, title(stat.pid));
+            }
         }
         // One that has just ended is closed, too.
         if let Some(pid) = closed.into_iter().find(|&pid| Identity::find(pid).is_some()) {
@@ -178,17 +188,22 @@ impl Observer {
         (processes, sockets)
     }
 
-    /// Children of the members' parents that hold a listener, too: workers of a master that holds none.
-    fn adopt_brothers(&mut self, stats: &[Stat], inodes: &BTreeSet<u32>) {
-        let is_member = |stat: &&Stat| self.members.contains(&stat.pid);
+    /// Adds processes that hold a listener by now: children of the members' parents, workers of a master that holds
+    /// none; and, while nobody is known to hold one of the listeners, whoever was started lately.
+    fn adopt(&mut self, stats: &[Stat], inodes: &BTreeSet<u32>) {
+        let is_member = |stat: &&Stat| self.members.contains(&identity(stat));
         let parents: BTreeSet<i32> =
             stats.iter().filter(is_member).map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
-        let brothers = stats.iter().filter(|stat| parents.contains(&stat.parent) && !self.members.contains(&stat.pid));
-        for stat in brothers.collect::<Vec<_>>() {
-            if self.strangers.insert((stat.pid, stat.started))
+        let before = self.recording.looks.last().map_or(&[][..], |look| &look.processes);
+        let is_held = |inode: &u32| before.iter().any(|process| process.holds.contains(inode));
+        let is_complete = inodes.iter().all(is_held);
+        for stat in stats.iter().filter(|stat| stat.is_alive()) {
+            let is_new_brother = parents.contains(&stat.parent) && self.strangers.insert(identity(stat));
+            let may_be_owner = !is_complete && stat.started >= self.young_since;
+            if (is_new_brother || may_be_owner)
                 && Descriptors::of(stat.pid).is_some_and(|found| found.sockets().any(|inode| inodes.contains(&inode)))
             {
-                self.members.insert(stat.pid);
+                self.members.insert(identity(stat));
             }
         }
     }
@@ -210,4 +225,9 @@ impl Observer {
         };
         self.channels = sockets.iter().map(|(&pid, inodes)| (pid, others(pid, inodes))).collect();
     }
+}
+
+/// Distinguishes a process from a later one of its number.
+fn identity(stat: &Stat) -> (i32, u64) {
+    (stat.pid, stat.started)
 }

@@ -111,11 +111,12 @@ pub struct Task {
 /// What has been found out about processes at earlier looks.
 #[derive(Default)]
 pub struct Memory {
-    watches: BTreeMap<i32, Vec<Watch>>,
+    /// By pid and start.
+    watches: BTreeMap<(i32, u64), Vec<Watch>>,
     /// By the descriptor's number: the first process with an epoll instance there that watches a listener. One that is
     /// shared was inherited, so it has the same number in all.
     instances: BTreeMap<i32, i32>,
-    /// Why the calls of threads are known only in part.
+    /// Whether the calls of threads are known only in part.
     pub calls_hidden: bool,
 }
 
@@ -124,7 +125,7 @@ impl Memory {
     pub fn read(&mut self, stat: &Stat, descriptors: &Descriptors, listeners: &BTreeSet<u32>) -> Process {
         let pid = stat.pid;
         let holds: BTreeSet<u32> = descriptors.sockets().filter(|inode| listeners.contains(inode)).collect();
-        let watches = if holds.is_empty() { Vec::new() } else { self.watches(pid, descriptors, &holds) };
+        let watches = if holds.is_empty() { Vec::new() } else { self.watches(stat, descriptors, &holds) };
         let mut rings = descriptors.with(Link::Ring).peekable();
         let ring_accepts = rings.peek().is_some().then(|| {
             let info = |ring| fs::read_to_string(format!("/proc/{pid}/fdinfo/{ring}")).unwrap_or_default();
@@ -150,9 +151,10 @@ impl Memory {
         }
     }
 
-    fn watches(&mut self, pid: i32, descriptors: &Descriptors, holds: &BTreeSet<u32>) -> Vec<Watch> {
+    fn watches(&mut self, stat: &Stat, descriptors: &Descriptors, holds: &BTreeSet<u32>) -> Vec<Watch> {
+        let (pid, key) = (stat.pid, (stat.pid, stat.started));
         if descriptors.count() > FEW_DESCRIPTORS
-            && let Some(known) = self.watches.get(&pid)
+            && let Some(known) = self.watches.get(&key)
         {
             return known.clone();
         }
@@ -175,7 +177,7 @@ impl Memory {
             }
             found.extend(watches);
         }
-        self.watches.insert(pid, found.clone());
+        self.watches.insert(key, found.clone());
         found
     }
 
