@@ -148,6 +148,12 @@ pub const SILENT: Advice = &[
     (Kind::Other, "more workers, or event loops, which hold a silent client for the price of a descriptor"),
 ];
 
+/// Where all workers are at work and have no time to accept.
+pub const BUSY: Advice = &[
+    (Kind::Node, "Node: what takes long into worker_threads, and a process for each CPU (node:cluster)"),
+    (Kind::Other, "a worker for each CPU; if there are so many, less work for each request, or more CPUs"),
+];
+
 /// Where one thread accepts for all and is at its limit.
 pub const ACCEPTORS: Advice = &[
     (Kind::Node, "Node: cluster.SCHED_NONE lets the workers accept, or listen({reusePort: true}) in each (22.12)"),
@@ -187,7 +193,7 @@ mod tests {
     #[test]
     fn every_kind_is_advised_and_any_other_too() {
         assert!(of(QUEUE, Kind::Nginx).starts_with("nginx: ") && of(REUSEPORT, Kind::Nginx).starts_with("bind "));
-        for advice in [HERD, UNEVEN, PASSED, HUNG, QUEUE, REUSEPORT, BLIND, SILENT, ACCEPTORS, LOOPS] {
+        for advice in [HERD, UNEVEN, PASSED, HUNG, QUEUE, REUSEPORT, BLIND, SILENT, BUSY, ACCEPTORS, LOOPS] {
             assert_eq!(advice.last().map(|(kind, _)| *kind), Some(Kind::Other));
         }
     }

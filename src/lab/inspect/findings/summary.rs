@@ -144,6 +144,11 @@ impl<'a> Summary<'a> {
         self.last.pid
     }
 
+    /// Whether this thread was seen to wait for a listener; the main thread, where none was.
+    pub fn accepts(&self, task: &Task) -> bool {
+        self.acceptors.contains(&task.tid) || (self.acceptors.is_empty() && task.tid == self.pid())
+    }
+
     /// Different connections that were seen at this process.
     pub fn seen(&self) -> u64 {
         self.first.open + self.last.new - self.first.new

@@ -106,6 +106,21 @@ fn a_worker_that_waits_for_its_silent_client_does_not_hang_but_nobody_accepts() 
 }
 
 #[test]
+fn why_nobody_accepts_is_told_by_the_thread_that_would() {
+    // As a Node that finishes one long request after the other.
+    let mut recording = recorded("spin-node");
+    let mut open = 10;
+    change(&mut recording, |process| {
+        open -= 1;
+        process.open = open;
+    });
+    let finding = only_finding(&recording);
+    assert_eq!(finding.id, "nobody-accepts");
+    assert!(finding.says.ends_with("the workers have no CPU time left for them"), "{finding:?}");
+    assert!(finding.advice.starts_with("Node: what takes long"), "{finding:?}");
+}
+
+#[test]
 fn a_full_queue_has_more_than_its_backlog_and_names_what_limits_it() {
     let mut recording = recorded("full");
     let full = diagnose(&recording).findings.remove(0);

@@ -149,7 +149,7 @@ fn hangs_in(recording: &Recording, summary: &Summary, least_queued: u32) -> Opti
     let seen: Vec<&Process> = looks.iter().filter_map(|look| Some(&look.processes[of(look)?])).collect();
     // All threads of Node but the main one help it, whatever their names are.
     let serves = |task: &Task| task.tid == pid || (kind != Kind::Node && !is_helper(task));
-    let accepts = |task: &Task| serves(task) && (summary.acceptors.is_empty() || summary.acceptors.contains(&task.tid));
+    let accepts = |task: &Task| summary.accepts(task);
     let answers = |task: &Task| serves(task) && !accepts(task);
     let calls = |chosen: &dyn Fn(&Task) -> bool| -> Vec<Call> {
         let tasks = seen.iter().flat_map(|process| &process.tasks);

@@ -200,11 +200,13 @@ impl Case<'_> {
         }
         let mut calls: BTreeMap<Call, usize> = BTreeMap::new();
         for pid in self.roles.acceptors.keys() {
-            for (call, count) in &self.summaries[pid].calls {
-                *calls.entry(*call).or_default() += count;
+            let tasks = self.recording.process(*pid).flat_map(|(_, process)| &process.tasks);
+            for task in tasks.filter(|task| self.summaries[pid].accepts(task)) {
+                *calls.entry(task.call).or_default() += 1;
             }
         }
-        let does = match calls.iter().max_by_key(|(_, count)| **count).map(|(call, _)| *call) {
+        let most = calls.iter().max_by_key(|(_, count)| **count).map(|(call, _)| *call);
+        let does = match most {
             None => "no process that accepts was seen",
             Some(Call::Transfer) => "the workers wait for bytes of the clients they have",
             Some(Call::Running) => "the workers have no CPU time left for them",
@@ -212,7 +214,7 @@ impl Case<'_> {
             Some(_) => "the workers wait for other events",
         };
         let says = format!("nobody has accepted {} for a second or longer: {does}", connections(long));
-        let advice = self.advice(advice::SILENT);
+        let advice = self.advice(if most == Some(Call::Running) { advice::BUSY } else { advice::SILENT });
         Some(finding("nobody-accepts", ONE_THREAD, says, advice).with(&[("unaccepted", long as f64)]))
     }
 
@@ -249,7 +251,8 @@ impl Case<'_> {
             return None;
         }
         let share_of = |worker: &Worker| worker.accepted_share.unwrap_or(0.0);
-        let busiest = self.found.workers.iter().max_by(|a, b| share_of(a).total_cmp(&share_of(b)))?;
+        let healthy = self.found.workers.iter().filter(|worker| worker.state != State::Hung);
+        let busiest = healthy.max_by(|a, b| share_of(a).total_cmp(&share_of(b)))?;
         let share = 100.0 * share_of(busiest);
         let measured = if by_cpu { "of the CPU time" } else { "of the connections that were seen" };
         let (cause, lesson) = self.cause_of_unevenness(evenness.max_over_mean);

@@ -51,7 +51,7 @@ impl Observer {
         let cpus = holders.keys().next().and_then(|&pid| cpu::count_of(pid)).unwrap_or(cpu::allowed().len());
         let stats: Vec<Stat> = Stat::all_processes().collect();
         let newest = stats.iter().map(|stat| stat.started).max().unwrap_or(0);
-        let members = stats.iter().filter(|stat| holders.contains_key(&stat.pid)).map(identity).collect();
+        let members = stats.iter().filter(|stat| holders.contains_key(&stat.pid)).map(key_of).collect();
         let somaxconn = sysctl("net.core.somaxconn").and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(Observer {
             target,
@@ -163,7 +163,7 @@ impl Observer {
         // What a service manager has started is not its server.
         let is_manager = |stat: &Stat| stat.pid == 1 && matches!(comm(1).as_str(), "systemd" | "init");
         let of_members =
-            with_descendants(&stats, |stat| self.members.contains(&identity(stat)) && !is_manager(stat));
+            with_descendants(&stats, |stat| self.members.contains(&key_of(stat)) && !is_manager(stat));
         let (mut processes, mut sockets, mut closed) = (Vec::new(), BTreeMap::new(), Vec::new());
         for stat in of_members.into_iter().filter(|stat| stat.is_alive()) {
             let Some(descriptors) = Descriptors::of(stat.pid) else {
@@ -175,7 +175,7 @@ impl Observer {
             process.listens_elsewhere = others.map(|address| address.to_string()).collect();
             processes.push(process);
             sockets.insert(stat.pid, descriptors.sockets().filter(|inode| !inodes.contains(inode)).collect());
-            let is_known = |known: &Process| (known.pid, known.started) == identity(stat);
+            let is_known = |known: &Process| (known.pid, known.started) == key_of(stat);
             if !self.recording.looks.last().is_some_and(|look| look.processes.iter().any(is_known)) {
                 self.recording.commands.insert(stat.pid, title(stat.pid));
             }
@@ -191,19 +191,19 @@ impl Observer {
     /// Adds processes that hold a listener by now: children of the members' parents, workers of a master that holds
     /// none; and, while nobody is known to hold one of the listeners, whoever was started lately.
     fn adopt(&mut self, stats: &[Stat], inodes: &BTreeSet<u32>) {
-        let is_member = |stat: &&Stat| self.members.contains(&identity(stat));
+        let is_member = |stat: &&Stat| self.members.contains(&key_of(stat));
         let parents: BTreeSet<i32> =
             stats.iter().filter(is_member).map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
         let before = self.recording.looks.last().map_or(&[][..], |look| &look.processes);
         let is_held = |inode: &u32| before.iter().any(|process| process.holds.contains(inode));
         let is_complete = inodes.iter().all(is_held);
         for stat in stats.iter().filter(|stat| stat.is_alive()) {
-            let is_new_brother = parents.contains(&stat.parent) && self.strangers.insert(identity(stat));
+            let is_new_brother = parents.contains(&stat.parent) && self.strangers.insert(key_of(stat));
             let may_be_owner = !is_complete && stat.started >= self.young_since;
             if (is_new_brother || may_be_owner)
                 && Descriptors::of(stat.pid).is_some_and(|found| found.sockets().any(|inode| inodes.contains(&inode)))
             {
-                self.members.insert(identity(stat));
+                self.members.insert(key_of(stat));
             }
         }
     }
@@ -228,6 +228,6 @@ impl Observer {
 }
 
 /// Distinguishes a process from a later one of its number.
-fn identity(stat: &Stat) -> (i32, u64) {
+fn key_of(stat: &Stat) -> (i32, u64) {
     (stat.pid, stat.started)
 }
