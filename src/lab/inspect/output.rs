@@ -1,6 +1,6 @@
 //! A diagnosis as text for a terminal, and as JSON. From finished values only.
 
-use super::findings::{self, Basis, Diagnosis, Dispatch, Finding, ListenerState, Sharing, State, Wait, Way, Worker};
+use super::findings::{self, Diagnosis, Dispatch, Finding, ListenerState, Sharing, State, Wait, Way, Worker};
 use crate::terminal::{Paint, shortened, wrapped};
 use crate::units::{grouped, number, short};
 
@@ -163,13 +163,11 @@ fn row(worker: &Worker, is_master: bool, paint: Paint) -> String {
 }
 
 fn evenness(diagnosis: &Diagnosis) -> Option<String> {
-    let even = diagnosis.evenness.as_ref()?;
-    let (most, chance) = (number(even.max_over_mean), number(even.expected_max_over_mean_if_random));
-    if diagnosis.evenness_of? == Basis::Cpu {
-        return Some(format!(
-            "share by CPU time, because few connections were seen: max/mean = {most} (by chance {chance})"
-        ));
-    }
+    let most = number(diagnosis.max_over_mean?);
+    let Some(even) = &diagnosis.evenness_of_counts else {
+        return Some(format!("share by CPU time, because few connections were seen: max/mean = {most}"));
+    };
+    let chance = number(even.expected_max_over_mean_if_random);
     let p = if even.p_value < 0.001 { "p < 0.001".to_string() } else { format!("p = {:.3}", even.p_value) };
     Some(format!(
         "share of {} that were seen: D = {} (0 in turns, 1 by chance), {p}; max/mean = {most} (by chance {chance})",

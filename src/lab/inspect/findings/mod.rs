@@ -45,10 +45,16 @@ pub struct Diagnosis {
     pub master: Option<Worker>,
     pub totals: Totals,
     /// Of the connections seen at each worker, or, where few were seen, of their CPU time.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip)]
     pub evenness: Option<Evenness>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evenness_of: Option<Basis>,
+    /// The share of the busiest worker / the mean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_over_mean: Option<f64>,
+    /// Of connections alone: chance deals out these, and no CPU time.
+    #[serde(rename = "evenness", skip_serializing_if = "Option::is_none")]
+    pub evenness_of_counts: Option<Evenness>,
     pub findings: Vec<Finding>,
     pub unseen: Vec<String>,
 }
@@ -160,6 +166,8 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
         workers,
         master,
         totals,
+        max_over_mean: evenness.as_ref().map(|even| even.max_over_mean),
+        evenness_of_counts: evenness.clone().filter(|_| basis == Some(Basis::Connections)),
         evenness,
         evenness_of: basis,
         findings: Vec::new(),
@@ -259,12 +267,12 @@ fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
     found
 }
 
-/// Counts of a few workers that chance would hardly make; `None` where there is nothing to compare.
+/// How evenly a few workers have these counts; `None` where there is nothing to compare.
 fn measured(counts: &[u64]) -> Option<Evenness> {
     (counts.len() > 1 && counts.iter().sum::<u64>() > 0).then(|| evenness::measure(counts))
 }
 
-/// The threads of a process that had most of its CPU time, of those that live.
+/// The thread of a process that had most of its CPU time, of those that live.
 fn busiest<'a>(summary: &Summary<'a>) -> Option<(&'a Task, u64)> {
     let of = |task: &'a Task| (task, summary.cpu_of.get(&task.tid).copied().unwrap_or(0));
     summary.last.tasks.iter().map(of).max_by_key(|(_, cpu_ns)| *cpu_ns)

@@ -254,25 +254,26 @@ impl Case<'_> {
         let healthy = self.found.workers.iter().filter(|worker| worker.state != State::Hung);
         let busiest = healthy.max_by(|a, b| share_of(a).total_cmp(&share_of(b)))?;
         let share = 100.0 * share_of(busiest);
-        let measured = if by_cpu { "of the CPU time" } else { "of the connections that were seen" };
-        let (cause, lesson) = self.cause_of_unevenness(evenness.max_over_mean);
-        let says = format!(
-            "pid {} has {} % {measured}, {} times the mean (chance would give {}): D = {}; {cause}",
-            busiest.pid,
-            number(share),
-            number(evenness.max_over_mean),
-            number(expected),
-            number(evenness.dispersion),
-        );
+        let most = evenness.max_over_mean;
+        let (cause, lesson) = self.cause_of_unevenness(most);
+        let mut numbers = vec![("max_over_mean", most), ("offered_load", self.offered_load())];
+        let measured = match by_cpu {
+            true => format!("of the CPU time, {} times the mean", number(most)),
+            false => {
+                let (dispersion, p_value) = (evenness.dispersion, evenness.p_value);
+                numbers.extend([("dispersion", dispersion), ("p_value", p_value)]);
+                numbers.push(("expected_max_over_mean_if_random", expected));
+                let [most, expected, dispersion] = [most, expected, dispersion].map(number);
+                format!(
+                    "of the connections that were seen, {most} times the mean (chance would give {expected}): D = \
+                     {dispersion}"
+                )
+            }
+        };
+        let says = format!("pid {} has {} % {measured}; {cause}", busiest.pid, number(share));
         let is_passed = self.found.dispatch == Dispatch::MasterPassesDescriptors;
         let advice = self.advice(if is_passed { advice::PASSED } else { advice::UNEVEN });
-        Some(finding("uneven", lesson, says, advice).with(&[
-            ("dispersion", evenness.dispersion),
-            ("p_value", evenness.p_value),
-            ("max_over_mean", evenness.max_over_mean),
-            ("expected_max_over_mean_if_random", expected),
-            ("offered_load", self.offered_load()),
-        ]))
+        Some(finding("uneven", lesson, says, advice).with(&numbers))
     }
 
     /// How many times the mean of the CPU time is notable. In a herd as many as of connections: what is woken in vain uses
