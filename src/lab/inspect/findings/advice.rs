@@ -2,8 +2,8 @@
 
 use crate::lab::inspect::look::Recording;
 
-/// A server of the world, recognized by the words of its command line; the first that fits.
-const PROGRAMS: [(&str, Kind); 9] = [
+/// A server of the world, recognized by the name of its program.
+const PROGRAMS: [(&str, Kind); 10] = [
     ("gunicorn", Kind::Gunicorn),
     ("uvicorn", Kind::Uvicorn),
     ("puma", Kind::Puma),
@@ -13,7 +13,11 @@ const PROGRAMS: [(&str, Kind); 9] = [
     ("apache2", Kind::Apache),
     ("httpd", Kind::Apache),
     ("node", Kind::Node),
+    ("nodejs", Kind::Node),
 ];
+
+/// Their first or second argument is the program.
+const INTERPRETERS: [&str; 4] = ["python", "pypy", "ruby", "bundle"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -39,12 +43,15 @@ pub fn kind_of(recording: &Recording, pid: i32) -> Kind {
 
 /// By the first words of a command line.
 fn kind_by(words: &[String]) -> Kind {
+    let name = |word: &str| word.rsplit('/').next().unwrap_or(word).to_lowercase();
     // A program that writes its own title has it as one word: `puma 5.6.5 (tcp://127.0.0.1:8080) [folder]`.
-    let names = words.iter().flat_map(|word| word.split(' ')).take(3);
-    let names = names.map(|word| word.rsplit('/').next().unwrap_or(word).to_lowercase());
-    let names: Vec<String> = names.collect();
-    let is_there = |program: &str| names.iter().any(|name| name.starts_with(program));
-    PROGRAMS.iter().find(|(program, _)| is_there(program)).map_or(Kind::Other, |(_, kind)| *kind)
+    let first = words.first().and_then(|title| title.split(' ').next()).map(|word| name(word.trim_end_matches(':')));
+    let first = first.unwrap_or_default();
+    let is_interpreter = INTERPRETERS.contains(&first.trim_end_matches(|end: char| end.is_ascii_digit() || end == '.'));
+    let behind = words.iter().skip(1).take(if is_interpreter { 2 } else { 0 });
+    let mut names = std::iter::once(first).chain(behind.map(|word| name(word)));
+    let found = names.find_map(|name| PROGRAMS.iter().find(|(program, _)| *program == name));
+    found.map_or(Kind::Other, |(_, kind)| *kind)
 }
 
 /// What helps, by kind of server; the last line is for any other.
@@ -187,7 +194,10 @@ mod tests {
         assert_eq!(kind("/usr/bin/python3 -m uvicorn app:app"), Kind::Uvicorn);
         assert_eq!(kind("node server.js"), Kind::Node);
         assert_eq!(kind_by(&["puma 5.6.5 (tcp://127.0.0.1:8080) [shop]".to_string()]), Kind::Puma);
-        assert_eq!(kind("./my-nginx-test --listen x"), Kind::Other);
+        assert_eq!(kind("python3.11 /usr/bin/gunicorn app"), Kind::Gunicorn);
+        for other in ["./my-nginx-test --listen x", "node_exporter", "nodemon server.js", "./server node puma"] {
+            assert_eq!(kind(other), Kind::Other, "{other}");
+        }
     }
 
     #[test]

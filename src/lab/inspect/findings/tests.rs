@@ -201,6 +201,10 @@ fn reuseport_that_was_asked_for_and_is_not_there_is_named() {
     let finding = only_finding(&recording);
     assert_eq!(finding.id, "no-reuseport");
     assert!(finding.says.starts_with("--reuse-port is asked for, but 3 workers share one socket of "), "{finding:?}");
+    for refused in ["--no-reuse-port", "reuse_port=False", "reusePort: false", "--bind=/reuseport"] {
+        recording.commands.values_mut().for_each(|words| *words.last_mut().unwrap() = refused.to_string());
+        assert_eq!(ids(&diagnose(&recording)), [""; 0], "{refused}");
+    }
 }
 
 #[test]

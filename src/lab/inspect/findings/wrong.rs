@@ -353,10 +353,15 @@ impl Case<'_> {
     }
 
     fn no_reuseport(&self) -> Option<Finding> {
-        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path.
+        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, no `--no-reuse-port`, no `reuse_port=False`.
         let is_asked = |word: &String| {
-            let after = word.split_once("reuse").map(|(_, after)| after.trim_start_matches(['-', '_']));
-            after.is_some_and(|after| after.starts_with("port")) && !word.contains('/')
+            let word = word.to_lowercase();
+            let Some((before, after)) = word.split_once("reuse") else { return false };
+            let Some(value) = after.trim_start_matches(['-', '_']).strip_prefix("port") else { return false };
+            let value = value.trim_start_matches([' ', '=', ':']);
+            let is_refused = before.trim_end_matches(['-', '_']).ends_with("no")
+                || ["false", "off", "no", "0"].iter().any(|no| value.starts_with(no));
+            !is_refused && !word.contains('/')
         };
         let asked =
             self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;
