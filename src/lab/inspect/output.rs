@@ -1,11 +1,14 @@
 //! A diagnosis as text for a terminal, and as JSON. From finished values only.
 
 use super::findings::{self, Diagnosis, Dispatch, Finding, ListenerState, Sharing, State, Wait, Way, Worker};
-use crate::terminal::{Paint, shortened, wrapped};
+use crate::terminal::{Paint, columns_of, shortened, wrapped};
 use crate::units::{grouped, number, short};
 
 /// So many workers have a line each; of more, the first and a line about the rest.
 const MOST_LINES: usize = 32;
+
+/// The width of the cell with the call, in which `epoll-exclusive` has room.
+const WAIT_COLUMNS: usize = 15;
 
 pub fn json(diagnosis: &Diagnosis) -> String {
     serde_json::to_string(diagnosis).expect("plain structs serialize") + "\n"
@@ -146,13 +149,13 @@ fn row(worker: &Worker, is_master: bool, paint: Paint) -> String {
         State::Serving => "serving".to_string(),
     };
     let threads = if worker.threads > 1 { format!(" × {}", worker.threads) } else { String::new() };
-    let wait = format!("{}{threads}", worker.waits_in.name());
+    let wait = shortened(&worker.waits_in.name(), WAIT_COLUMNS - columns_of(&threads)) + &threads;
     let [first, second] = match (worker.accepted, worker.woken) {
         (Some(accepted), Some(woken)) => [accepted, woken].map(|count| short(count as f64)),
         _ => [percent(worker.waited_share), short(worker.switches_per_s)],
     };
     let line = format!(
-        "{:>7} {wait:<15} {share:>7} {:>6} {:>6} {first:>8} {second:>10} {:>6} {}",
+        "{:>7} {wait:<WAIT_COLUMNS$} {share:>7} {:>6} {:>6} {first:>8} {second:>10} {:>6} {}",
         worker.pid,
         worker.connections,
         percent(worker.cpu_share),
