@@ -85,6 +85,11 @@ pub fn shortened(text: &str, width: usize) -> String {
     format!("{}…", text[..kept].trim_end())
 }
 
+/// Words of others, such as a process gives itself as its title, without what a terminal would obey.
+pub fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {
     pub has_colour: bool,

@@ -14,6 +14,7 @@ use crate::lab::observe::processes::Process;
 use crate::sys::descriptors::Descriptors;
 use crate::sys::procfs::{Stat, comm, resident_kib, with_descendants};
 use crate::sys::sock_diag::{Listener, listeners, listens_in_network_of};
+use crate::terminal::printable;
 
 /// What is to be inspected, as the user names it.
 #[derive(Debug, Clone, PartialEq)]
@@ -213,7 +214,7 @@ fn identify(pid: i32) -> Result<Process, String> {
     let is_still_there = || Process::find(pid).is_some();
     // It has no memory of its own. A process in a PID namespace may have the number of kthreadd.
     if resident_kib(pid).is_none() && is_still_there() {
-        return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", comm(pid)));
+        return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", printable(&comm(pid))));
     }
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
     match (namespace(&pid.to_string()), namespace("self")) {
@@ -221,7 +222,7 @@ fn identify(pid: i32) -> Result<Process, String> {
             Err(format!("pid {pid} is in another network namespace; add --netns {pid}"))
         }
         (Err(_), _) if !is_shown(pid) && is_still_there() => {
-            Err(format!("pid {pid} ({}) is another user's; run it as root or as that user", comm(pid)))
+            Err(format!("pid {pid} ({}) is another user's; run it as root or as that user", printable(&comm(pid))))
         }
         _ => Process::find(pid).ok_or(format!("pid {pid} has ended")),
     }
@@ -250,7 +251,7 @@ fn addresses_of_process(pid: i32, all: &[Listener]) -> Result<BTreeSet<String>, 
         Some(address) => format!("; its parent, pid {parent}, listens on {address}"),
         None => String::new(),
     };
-    Err(format!("pid {pid} ({}) does not listen, nor does a process that it has started{hint}", comm(pid)))
+    Err(format!("pid {pid} ({}) does not listen, nor does a process that it has started{hint}", printable(&comm(pid))))
 }
 
 /// A process in another network namespace where somebody listens on the same port.

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::look::{LONG_NS, Process, Recording, Task};
 use crate::evenness;
 use crate::report::Evenness;
+use crate::terminal::printable;
 use crate::units::{grouped, over};
 pub use roles::{Dispatch, Roles, Way};
 pub use summary::Wait;
@@ -189,7 +190,7 @@ fn command(recording: &Recording, roles: &Roles) -> String {
     if let Some(first) = words.first_mut().filter(|first| !first.contains(' ')) {
         *first = first.rsplit('/').next().unwrap_or(first);
     }
-    words.join(" ")
+    printable(&words.join(" "))
 }
 
 fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Roles) -> Totals {
@@ -242,7 +243,7 @@ fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
         let most_queued = at_looks(&recording.looks).into_iter().max().unwrap_or(0);
         let least_queued = at_looks(recent).into_iter().min().unwrap_or(0);
         let queue = Queue { inode: listener.inode, pids, queued: listener.queued, least_queued };
-        match found.iter_mut().find(|other| other.address == listener.address) {
+        match found.iter_mut().find(|other| other.address == printable(&listener.address)) {
             Some(group) => {
                 group.sockets += 1;
                 group.sharing = Sharing::Reuseport;
@@ -252,7 +253,7 @@ fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
                 group.queues.push(queue);
             }
             None => found.push(ListenerState {
-                address: listener.address.clone(),
+                address: printable(&listener.address),
                 sharing: if queue.pids.len() > 1 { Sharing::Shared } else { Sharing::One },
                 sockets: 1,
                 is_dual: listener.is_dual,

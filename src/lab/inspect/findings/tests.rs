@@ -238,6 +238,28 @@ fn a_report_fits_a_terminal_of_80_columns() {
 }
 
 #[test]
+fn a_title_that_a_process_gives_itself_cannot_write_on_the_terminal() {
+    let mut recording = recorded("full");
+    call_itself(&mut recording, "\u{1b}]0;title\u{7}\u{9b}2J reuse-port\r");
+    recording.looks.iter_mut().flat_map(|look| &mut look.listeners).for_each(|listener| listener.address += "\u{1b}");
+    let diagnosis = diagnose(&recording);
+    let said = super::super::output::text(&diagnosis, 80, crate::terminal::Paint { has_colour: false });
+    assert!(diagnosis.command.starts_with("\u{fffd}]0;title"), "{}", diagnosis.command);
+    assert!(!said.contains(|character: char| character.is_control() && character != '\n'), "{said:?}");
+}
+
+#[test]
+fn a_row_with_a_long_wait_keeps_its_last_column() {
+    use crate::terminal::Paint;
+    let mut diagnosis = diagnose(&recorded("exclusive"));
+    diagnosis.workers.iter_mut().for_each(|worker| (worker.threads, worker.state) = (128, State::Hung));
+    let table = super::super::output::table(&diagnosis, 80, Paint { has_colour: false });
+    for row in &table[1..] {
+        assert!(row.contains(" epoll-ex… × 128 ") && row.ends_with(" hung"), "{table:#?}");
+    }
+}
+
+#[test]
 fn a_master_that_sleeps_while_its_busy_worker_accepts_is_no_worker() {
     let diagnosis = diagnose(&recorded("master"));
     let [worker] = &diagnosis.workers[..] else { panic!("{:?}", diagnosis.workers) };

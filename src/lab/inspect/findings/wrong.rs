@@ -12,6 +12,7 @@ use super::{
 use crate::lab::inspect::look::{Call, Recording};
 use crate::lab::watch::is_herd;
 use crate::stats::ordered_shares;
+use crate::terminal::printable;
 use crate::units::number;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -367,7 +368,7 @@ impl Case<'_> {
             self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;
         let shared = self.found.listeners.iter().find(|listener| listener.sharing == Sharing::Shared)?;
         let workers = shared.queues[0].pids.len();
-        let says = format!("{asked} is asked for, but {workers} workers share one socket of {}", shared.address);
+        let says = format!("{} is asked for, but {workers} workers share one socket of {}", printable(asked), shared.address);
         let numbers = [("sockets", 1.0), ("workers", workers as f64)];
         Some(finding("no-reuseport", ONE_QUEUE_OR_MANY, says, self.advice(advice::REUSEPORT)).with(&numbers))
     }
