@@ -214,7 +214,10 @@ fn identify(pid: i32) -> Result<Process, String> {
     let is_still_there = || Process::find(pid).is_some();
     // It has no memory of its own. A process in a PID namespace may have the number of kthreadd.
     if resident_kib(pid).is_none() && is_still_there() {
-        return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", printable(&comm(pid))));
+        return Err(format!(
+            "pid {pid} is a thread of the kernel ({}), which has no descriptors",
+            printable(&comm(pid))
+        ));
     }
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
     match (namespace(&pid.to_string()), namespace("self")) {

@@ -121,8 +121,7 @@ fn yamas_scope_is_a_line_and_not_a_failure() {
     let (Some(lab), Some(prefork)) = (Ordinary::new(LAB), Ordinary::new(kind("prefork").path)) else { return };
     let server = held(prefork.program().start(&["--workers", "2"]));
     let target = server.addr.to_string();
-    let document =
-        document(&lab.command().args(["inspect", &target, "--format", "json"]).args(LONG).output().unwrap());
+    let document = document(&lab.command().args(["inspect", &target, "--format", "json"]).args(LONG).output().unwrap());
     assert_eq!((states(&document).len(), document["unseen"].as_array().map(Vec::len)), (2, Some(1)), "{document:#}");
 }
 

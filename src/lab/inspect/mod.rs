@@ -1,5 +1,5 @@
 //! `lab inspect PID|:PORT|ADDR:PORT`: how any running server accepts, what that costs, what is wrong, and which lesson
-//! explains it. It reads, and nothing else: the server is not written to, not stopped and not traced.
+//! explains it. It reads, and nothing else: the server is not written to and not stopped. With `--exact` tracepoints count.
 //!
 //! As the data travels: [`look`] reads /proc and the kernel's sockets and writes plain values, [`findings`] is a pure
 //! function of these, [`output`] prints what it returns as text or JSON,

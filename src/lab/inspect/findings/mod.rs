@@ -152,6 +152,11 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
         );
         unseen.push(line);
     }
+    let others = recording.machine.other_listeners;
+    if is_of_all(recording) && others > 0 {
+        let line = "which connections were this server's: more began in its network namespace than were seen, where";
+        unseen.push(format!("{line} {others} other sockets listen"));
+    }
     if recording.looks.len() > 1 && recording.seconds() < LONG_NS as f64 / 1e9 {
         let line = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector; look \
                     longer with --duration";
@@ -193,16 +198,24 @@ fn command(recording: &Recording, roles: &Roles) -> String {
     printable(&words.join(" "))
 }
 
+/// On the loopback every closed connection leaves its TIME_WAIT on this machine, so all are seen. Elsewhere a client that
+/// closes first keeps it, and the count of the whole network namespace says more, unless others listen there, too, and
+/// most of its connections were seen at ours.
+fn is_of_all(recording: &Recording) -> bool {
+    let (first, last) = (recording.first(), recording.last());
+    let is_local = last.listeners.iter().all(|listener| listener.ip().is_none_or(|ip| ip.ip().is_loopback()));
+    let (of_all, seen) = (last.passive_opens.saturating_sub(first.passive_opens), last.new - first.new);
+    let are_ours = recording.machine.other_listeners > 0 && 2 * seen >= of_all;
+    !is_local && seen < of_all && !are_ours
+}
+
 fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Roles) -> Totals {
     let (first, last) = (recording.first(), recording.last());
-    // On the loopback every closed connection leaves its TIME_WAIT on this machine, so all are seen. Elsewhere a client
-    // that closes first keeps it, and the count of the whole network namespace says more.
-    let is_local = last.listeners.iter().all(|listener| listener.ip().is_none_or(|ip| ip.ip().is_loopback()));
     let of_all = last.passive_opens.saturating_sub(first.passive_opens);
     let seen = last.new - first.new;
     // What a client resets leaves no TIME_WAIT anywhere.
     let accepted = roles.acceptors.keys().filter_map(|pid| summaries[pid].accepted()).sum();
-    let new_connections = if is_local { seen.max(accepted) } else { seen.max(of_all) };
+    let new_connections = if is_of_all(recording) { of_all } else { seen.max(accepted) };
     let who: BTreeSet<i32> = roles.acceptors.keys().chain(&roles.workers).copied().collect();
     let sum = |of: fn(&Summary) -> u64| who.iter().map(|pid| of(&summaries[pid])).sum::<u64>() as f64;
     let requests: Option<Vec<u64>> = recording.looks.iter().map(|look| look.requests).collect();

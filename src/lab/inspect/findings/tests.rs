@@ -210,11 +210,32 @@ fn reuseport_that_was_asked_for_and_is_not_there_is_named() {
 #[test]
 fn more_event_loops_than_cpus_wait_for_each_other() {
     let mut recording = recorded("hash");
-    recording.machine.cpus = 1;
+    recording.machine.cpus = 1.0;
     let pids: Vec<i32> = diagnose(&recording).workers.iter().map(|worker| worker.pid).collect();
     pids.into_iter().for_each(|pid| load(&mut recording, pid, 0.24, 0.7));
     let finding = only_finding(&recording);
     assert!(finding.id == "more-workers-than-cpus" && finding.says.starts_with("4 event loops share 1 CPU"));
+    // A container may be given a part of one.
+    recording.machine.cpus = 0.5;
+    assert!(only_finding(&recording).says.starts_with("4 event loops share 0.5 CPUs"));
+}
+
+#[test]
+fn connections_of_the_whole_namespace_are_the_listeners_only_where_no_other_listens() {
+    let mut recording = recorded("hash");
+    recording.machine.other_listeners = 1;
+    let seen = diagnose(&recording).totals.new_connections;
+    recording.looks.iter_mut().for_each(|look| {
+        look.listeners.iter_mut().for_each(|listener| listener.address = "10.0.0.1:80".to_string());
+    });
+    let mut with_all = |all: u64| {
+        recording.looks.last_mut().unwrap().passive_opens = recording.looks[0].passive_opens + all;
+        let diagnosis = diagnose(&recording);
+        (diagnosis.totals.new_connections, diagnosis.unseen.len())
+    };
+    // Where most of all were seen at the listener, these are its connections.
+    assert_eq!(with_all(2 * seen), (seen, 0));
+    assert_eq!(with_all(9 * seen), (9 * seen, 1));
 }
 
 #[test]

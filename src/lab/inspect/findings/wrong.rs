@@ -368,7 +368,8 @@ impl Case<'_> {
             self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;
         let shared = self.found.listeners.iter().find(|listener| listener.sharing == Sharing::Shared)?;
         let workers = shared.queues[0].pids.len();
-        let says = format!("{} is asked for, but {workers} workers share one socket of {}", printable(asked), shared.address);
+        let says =
+            format!("{} is asked for, but {workers} workers share one socket of {}", printable(asked), shared.address);
         let numbers = [("sockets", 1.0), ("workers", workers as f64)];
         Some(finding("no-reuseport", ONE_QUEUE_OR_MANY, says, self.advice(advice::REUSEPORT)).with(&numbers))
     }
@@ -379,7 +380,7 @@ impl Case<'_> {
         let sum = |of: fn(&Worker) -> f64| self.found.workers.iter().map(of).sum::<f64>();
         let (used, waited) = (sum(|worker| worker.cpu_share), sum(|worker| worker.waited_share));
         let are_loops = self.found.workers.iter().all(|worker| is_loop(&worker.waits_in));
-        if !are_loops || workers <= cpus || used < CEILING * cpus as f64 || waited < used {
+        if !are_loops || workers as f64 <= cpus || used < CEILING * cpus || waited < used {
             return None;
         }
         let says = format!(
@@ -387,8 +388,7 @@ impl Case<'_> {
             number(100.0 * used),
             number(100.0 * waited)
         );
-        let numbers =
-            [("workers", workers as f64), ("cpus", cpus as f64), ("cpu_share", used), ("waited_share", waited)];
+        let numbers = [("workers", workers as f64), ("cpus", cpus), ("cpu_share", used), ("waited_share", waited)];
         Some(finding("more-workers-than-cpus", HERD, says, self.advice(advice::LOOPS)).with(&numbers))
     }
 }

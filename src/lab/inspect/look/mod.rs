@@ -1,5 +1,5 @@
 //! What is read of a running server: looks, one after another, as plain values. A look reads /proc and asks the kernel
-//! for its sockets (sock_diag(7)); the server is not stopped, not written to and not traced.
+//! for its sockets (sock_diag(7)); the server is not stopped and not written to.
 //!
 //! [`process`] reads the processes that have the sockets of a target and what belongs to these, and [`connections`]
 //! counts from look to look. Findings are made of a [`Recording`] alone.
@@ -31,9 +31,12 @@ pub struct Recording {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
-    /// CPUs that the server may use.
-    pub cpus: usize,
+    /// CPUs that the server may use, by its affinity and by the quota of its cgroups.
+    pub cpus: f64,
     pub somaxconn: u64,
+    /// Sockets of the network namespace that listen for TCP connections and are not inspected, at the last look.
+    #[serde(default)]
+    pub other_listeners: usize,
 }
 
 /// What was there at one moment.

@@ -48,7 +48,9 @@ impl Observer {
     /// One line: what there is instead, and what the user can do.
     pub fn begin(target: Target) -> Result<Observer, String> {
         let Found { identity, addresses, holders, unseen } = target.find()?;
-        let cpus = holders.keys().next().and_then(|&pid| cpu::count_of(pid)).unwrap_or(cpu::allowed().len());
+        let first = holders.keys().next().copied();
+        let cpus = first.and_then(cpu::count_of).unwrap_or(cpu::allowed().len()) as f64;
+        let cpus = cpus.min(first.and_then(cpu::quota_of).unwrap_or(f64::INFINITY));
         let stats: Vec<Stat> = Stat::all_processes().collect();
         let newest = stats.iter().map(|stat| stat.started).max().unwrap_or(0);
         let members = stats.iter().filter(|stat| holders.contains_key(&stat.pid)).map(key_of).collect();
@@ -65,7 +67,11 @@ impl Observer {
             tracker: Tracker::default(),
             is_exact: false,
             counters: None,
-            recording: Recording { machine: Machine { cpus, somaxconn }, unseen, ..Recording::default() },
+            recording: Recording {
+                machine: Machine { cpus, somaxconn, other_listeners: 0 },
+                unseen,
+                ..Recording::default()
+            },
         })
     }
 
@@ -90,6 +96,9 @@ impl Observer {
             return Err(format!("nobody listens on {} any more", self.addresses.join(", ")));
         }
         let inodes: BTreeSet<u32> = listeners.iter().map(|listener| listener.inode).collect();
+        let is_tcp = |listener: &&Listener| listener.ip().is_some();
+        self.recording.machine.other_listeners =
+            all.iter().filter(is_tcp).count() - listeners.iter().filter(is_tcp).count();
         let elsewhere: BTreeMap<u32, &str> = all
             .iter()
             .filter(|other| other.inode != 0 && !inodes.contains(&other.inode))
@@ -125,7 +134,6 @@ impl Observer {
         Ok(Duration::from_nanos(thread_cpu_ns() - cpu_ns))
     }
 
-    /// Tasks that begin later are not counted.
     fn add_counts(&mut self, processes: &mut [Process]) {
         if self.is_exact && self.counters.is_none() {
             let tasks: Vec<i32> = processes.iter().flat_map(|process| &process.tasks).map(|task| task.tid).collect();
@@ -138,6 +146,9 @@ impl Observer {
             }
         }
         let Some(counts) = self.counters.as_ref().map(AcceptCounters::read) else { return };
+        if processes.iter().flat_map(|process| &process.tasks).any(|task| !counts.contains_key(&task.tid)) {
+            self.not_seen("accepts and wake-ups of threads that began after the first look".to_string());
+        }
         for process in processes {
             for (accepted, woken) in process.tasks.iter().filter_map(|task| counts.get(&task.tid)) {
                 *process.accepted.get_or_insert(0) += accepted;
@@ -162,8 +173,7 @@ impl Observer {
         self.adopt(&stats, inodes);
         // What a service manager has started is not its server.
         let is_manager = |stat: &Stat| stat.pid == 1 && matches!(comm(1).as_str(), "systemd" | "init");
-        let of_members =
-            with_descendants(&stats, |stat| self.members.contains(&key_of(stat)) && !is_manager(stat));
+        let of_members = with_descendants(&stats, |stat| self.members.contains(&key_of(stat)) && !is_manager(stat));
         let (mut processes, mut sockets, mut closed) = (Vec::new(), BTreeMap::new(), Vec::new());
         for stat in of_members.into_iter().filter(|stat| stat.is_alive()) {
             let Some(descriptors) = Descriptors::of(stat.pid) else {
