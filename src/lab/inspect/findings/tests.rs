@@ -157,6 +157,15 @@ fn a_herd_is_seen_in_the_switches_for_each_connection() {
 }
 
 #[test]
+fn workers_that_ask_a_database_for_requests_on_connections_that_stay_are_no_herd() {
+    // uvicorn, with three calls to another server for each of ten requests on a connection: 9 switches per request.
+    let diagnosis = diagnose(&recorded("backends"));
+    let Totals { new_connections, more_requests, .. } = diagnosis.totals;
+    assert!(new_connections >= ENOUGH && more_requests > Some(2 * new_connections), "{:?}", diagnosis.totals);
+    assert!(!ids(&diagnosis).contains(&"herd"), "{:?}", diagnosis.findings);
+}
+
+#[test]
 fn the_favourite_of_epollexclusive_is_explained_by_the_offered_load() {
     let finding = only_finding(&recorded("exclusive"));
     assert!(finding.id == "uneven" && finding.says.ends_with("which explains it"), "{finding:?}");

@@ -1,6 +1,7 @@
 //! What is wrong, each with the numbers that say so, the lesson that explains it, and what to do about it.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ const UNLIKELY: f64 = 0.01;
 /// The busiest worker has at least so many times the mean; CPU time is a worse measure than connections.
 const NOTABLE: f64 = 1.3;
 const NOTABLE_BY_CPU: f64 = 1.6;
+/// A worker that is woken for each connection, and does little besides, switches so often for each of all.
+const AS_CONNECTIONS: RangeInclusive<f64> = 0.25..=2.0;
 /// A thread with this share of a CPU has none left.
 const CEILING: f64 = 0.85;
 
@@ -225,11 +228,21 @@ impl Case<'_> {
             let summary = &self.summaries[pid];
             self.roles.acceptors[pid].wakes_all() && !summary.shares_epoll
         };
-        let sleepers: Vec<&i32> = self.roles.acceptors.keys().filter(alone).collect();
+        let mut sleepers: Vec<&Summary> =
+            self.roles.acceptors.keys().filter(alone).map(|pid| &self.summaries[pid]).collect();
         let is_shared = self.found.listeners.iter().any(|listener| listener.sharing == Sharing::Shared);
-        let switches = sleepers.iter().map(|pid| self.summaries[pid].voluntary_of_acceptors).sum::<u64>() as f64;
+        let sum = |of: &[&Summary]| of.iter().map(|summary| summary.voluntary_of_acceptors).sum::<u64>() as f64;
         let (count, asked) = (new_connections as f64, (new_connections + more_requests?) as f64);
-        if !is_shared || new_connections < ENOUGH || !is_herd(switches, count, asked, sleepers.len()) {
+        // Those who accept least are woken for each connection, too; what they do besides is no herd.
+        sleepers.sort_by_key(|summary| summary.accepted().unwrap_or(summary.voluntary_of_acceptors));
+        let idle = &sleepers[..sleepers.len().div_ceil(2)];
+        let by_connections = sum(idle) / (idle.len().max(1) as f64 * count);
+        let switches = sum(&sleepers);
+        if !is_shared
+            || new_connections < ENOUGH
+            || !AS_CONNECTIONS.contains(&by_connections)
+            || !is_herd(switches, count, asked, sleepers.len())
+        {
             return None;
         }
         let (per, workers) = (switches / asked, sleepers.len());
@@ -238,7 +251,11 @@ impl Case<'_> {
              where 1 would do",
             number(per)
         );
-        let numbers = [("switches_per_connection", per), ("workers", workers as f64)];
+        let numbers = [
+            ("switches_per_connection", per),
+            ("workers", workers as f64),
+            ("idle_switches_per_connection", by_connections),
+        ];
         Some(finding("herd", HERD, says, self.advice(advice::HERD)).with(&numbers))
     }
 
