@@ -142,12 +142,8 @@ pub fn table(diagnosis: &Diagnosis, width: usize, paint: Paint) -> Vec<String> {
 fn row(worker: &Worker, is_master: bool, paint: Paint) -> String {
     let percent = |value: f64| format!("{:.1}", 100.0 * value);
     let share = worker.accepted_share.map_or("–".to_string(), |share| format!("{} %", percent(share)));
-    let state = match worker.state {
-        State::Hung => paint.red("hung"),
-        _ if is_master => "master".to_string(),
-        State::Idle => "idle".to_string(),
-        State::Serving => "serving".to_string(),
-    };
+    let state = worker.state_name(is_master);
+    let state = if worker.state == State::Hung { paint.red(state) } else { state.to_string() };
     let threads = if worker.threads > 1 { format!(" × {}", worker.threads) } else { String::new() };
     let wait = shortened(&worker.waits_in.name(), WAIT_COLUMNS - columns_of(&threads)) + &threads;
     let [first, second] = match (worker.accepted, worker.woken) {

@@ -91,18 +91,13 @@ fn lines(diagnosis: &Diagnosis, first: usize, width: usize, height: usize, paint
 fn line(worker: &Worker, is_master: bool, bar_width: usize, paint: Paint) -> Line<'static> {
     let percent = |value: f64| format!("{:.0} %", 100.0 * value);
     let queued = worker.queued.map_or("–".to_string(), |queued| queued.to_string());
-    let (state, colour) = match worker.state {
-        State::Hung => ("hung", Color::Red),
-        _ if is_master => ("master", Color::Reset),
-        State::Idle => ("idle", Color::Reset),
-        State::Serving => ("serving", Color::Reset),
-    };
+    let colour = if worker.state == State::Hung { Color::Red } else { Color::Reset };
     let share = worker.accepted_share;
     Line::from(vec![
         Span::raw(format!("{:>7} {:<15} ", worker.pid, worker.waits_in.name())),
         Span::raw(format!("{:>6} {:>6} ", share.map_or("–".to_string(), percent), percent(worker.cpu_share))),
         Span::raw(format!("{:>5} {queued:>6} ", worker.connections)),
-        Span::styled(format!("{state:<8}"), paint.style(colour)),
+        Span::styled(format!("{:<8}", worker.state_name(is_master)), paint.style(colour)),
         Span::styled(format!("{:<bar_width$} ", bar(share.unwrap_or(0.0), 1.0, bar_width)), paint.style(Color::Cyan)),
         Span::styled(bar(worker.cpu_share.min(1.0), 1.0, bar_width), paint.style(Color::Yellow)),
     ])

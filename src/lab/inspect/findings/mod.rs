@@ -138,30 +138,6 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
     let (evenness, basis) = workers::share_out(&mut workers, totals.new_connections);
     let master = roles.acceptors.keys().find(|pid| !roles.workers.contains(pid));
     let master = master.map(|pid| Worker::of(recording, &summaries[pid], &roles, &listeners));
-    let mut unseen = recording.unseen.clone();
-    if totals.more_requests.is_none() {
-        let line = "requests on connections that stay, and so whether there is a herd: of more than 2,000 connections \
-                    the segments are not read";
-        unseen.push(line.to_string());
-    }
-    if let Some(pid) = roles.guessed.first() {
-        let count = roles.guessed.len();
-        let line = format!(
-            "how {count} of the workers (pid {pid} is one) wait for a connection: none was seen to; look longer with \
-             --duration, or when there is less load"
-        );
-        unseen.push(line);
-    }
-    let others = recording.machine.other_listeners;
-    if is_of_all(recording) && others > 0 {
-        let line = "which connections were this server's: more began in its network namespace than were seen, where";
-        unseen.push(format!("{line} {others} other sockets listen"));
-    }
-    if recording.looks.len() > 1 && recording.seconds() < LONG_NS as f64 / 1e9 {
-        let line = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector; look \
-                    longer with --duration";
-        unseen.push(line.to_string());
-    }
     let mut diagnosis = Diagnosis {
         schema: 1,
         command: command(recording, &roles),
@@ -177,10 +153,31 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
         evenness,
         evenness_of: basis,
         findings: Vec::new(),
-        unseen,
+        unseen: unseen(recording, &roles),
     };
     diagnosis.findings = wrong::findings(recording, &summaries, &roles, &diagnosis);
     diagnosis
+}
+
+fn unseen(recording: &Recording, roles: &Roles) -> Vec<String> {
+    let (guessed, others) = (&roles.guessed, recording.machine.other_listeners);
+    let mut lines = recording.unseen.clone();
+    let mut say = |is_so: bool, line: String| lines.extend(is_so.then_some(line));
+    let line = "requests on connections that stay, and so whether there is a herd: there are too many to read of each";
+    say(recording.looks.iter().any(|look| look.requests.is_none()), line.to_string());
+    let line = format!(
+        "how {} of the workers (pid {} is one) wait for a connection: none was seen to; look longer with --duration, or \
+         when there is less load",
+        guessed.len(),
+        guessed.first().unwrap_or(&0),
+    );
+    say(!guessed.is_empty(), line);
+    let line =
+        format!("which new connections were this server's: {others} other sockets listen in its network namespace");
+    say(others > 0 && is_of_all(recording), line);
+    let line = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector";
+    say(recording.seconds() < LONG_NS as f64 / 1e9, line.to_string());
+    lines
 }
 
 /// Of the process whose parent is no member of the server.

@@ -1,7 +1,5 @@
 //! Each worker: how it waits, its share, what it costs, and whether it hangs.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
 use super::advice::{Kind, kind_of};
@@ -81,6 +79,15 @@ impl Process {
 }
 
 impl Worker {
+    pub fn state_name(&self, is_master: bool) -> &'static str {
+        match self.state {
+            State::Hung => "hung",
+            _ if is_master => "master",
+            State::Idle => "idle",
+            State::Serving => "serving",
+        }
+    }
+
     pub fn of(recording: &Recording, summary: &Summary, roles: &Roles, listeners: &[ListenerState]) -> Worker {
         let (pid, seconds) = (summary.pid(), recording.seconds().max(1e-3));
         let own = listeners.iter().flat_map(|listener| &listener.queues).filter(|queue| queue.pids == [pid]);
@@ -151,22 +158,23 @@ fn hangs_in(recording: &Recording, summary: &Summary, least_queued: u32) -> Opti
     let serves = |task: &Task| task.tid == pid || (kind != Kind::Node && !is_helper(task));
     let accepts = |task: &Task| summary.accepts(task);
     let answers = |task: &Task| serves(task) && !accepts(task);
-    let calls = |chosen: &dyn Fn(&Task) -> bool| -> Vec<Call> {
+    let are_all = |chosen: &dyn Fn(&Task) -> bool, is: &dyn Fn(Call) -> bool| {
         let tasks = seen.iter().flat_map(|process| &process.tasks);
-        tasks.filter(|task| chosen(task)).map(|task| task.call).collect()
+        tasks.filter(|task| chosen(task)).all(|task| is(task.call))
     };
     // A thread that has begun or ended meanwhile has done something.
     let has_grown = |chosen: &dyn Fn(&Task) -> bool, of: fn(&Task) -> u64| {
-        let at = |process: &Process| -> BTreeMap<i32, u64> {
+        let at = |process: &Process| -> Vec<(i32, u64)> {
             process.tasks.iter().filter(|task| chosen(task)).map(|task| (task.tid, of(task))).collect()
         };
         at(first_seen) != at(last_seen)
     };
     // A client that does not read its answers has unread requests, too, and an event loop is right to wait. So is a
     // worker that serves one connection at a time and waits for its client.
-    let waits = |call: &Call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring);
+    let waits = |call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring);
     let waits_for_client = seen.iter().any(|process| process.tasks.iter().any(|task| task.is_at_socket));
-    let is_stuck = least_queued > 0 || (last_seen.unread > 0 && !calls(&serves).iter().any(waits));
+    let has_unread = last_seen.unread > 0;
+    let is_stuck = least_queued > 0 || (has_unread && are_all(&serves, &|call| !waits(call)));
     if !has_grown(&serves, |task| task.cpu_ns) && is_stuck && !waits_for_client {
         return Some(match last_seen.state {
             'D' => "in the kernel, where no signal reaches it (state D)",
@@ -175,19 +183,15 @@ fn hangs_in(recording: &Recording, summary: &Summary, least_queued: u32) -> Opti
     }
     // Their main thread passes what has come to one of the others, which waits for the client or the database in
     // another call than this.
-    let is_pool = matches!(kind, Kind::Gunicorn | Kind::Puma) && !calls(&answers).is_empty();
-    if is_pool
-        && last_seen.unread > 0
-        && calls(&answers).iter().all(|call| *call == Call::Futex)
-        && !has_grown(&answers, |task| task.voluntary)
-    {
+    let is_pool = matches!(kind, Kind::Gunicorn | Kind::Puma) && last_seen.tasks.iter().any(answers);
+    let sleeps_at_locks = || are_all(&answers, &|call| call == Call::Futex) && !has_grown(&answers, |t| t.voluntary);
+    if is_pool && has_unread && sleeps_at_locks() {
         return Some("all threads that answer sleep at locks");
     }
     let moves = last_seen.new > first_seen.new || last_seen.open < first_seen.open;
-    let is_always_running = calls(&accepts).iter().all(|call| *call == Call::Running);
-    let has_only_run = has_grown(&accepts, |task| task.cpu_ns) && !has_grown(&accepts, |task| task.voluntary);
-    let is_in_circles = has_only_run && is_always_running && !moves;
-    (is_in_circles && (last_seen.unread > 0 || least_queued > 0)).then_some("running, and in no system call")
+    let runs = are_all(&accepts, &|call| call == Call::Running) && has_grown(&accepts, |task| task.cpu_ns);
+    let is_in_circles = runs && !has_grown(&accepts, |task| task.voluntary) && !moves;
+    (is_in_circles && (has_unread || least_queued > 0)).then_some("running, and in no system call")
 }
 
 /// Gives each worker its share: by the connections seen at it, or, where too few were seen, by its CPU time.

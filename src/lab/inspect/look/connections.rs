@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Look;
 use crate::sys::connections::{Connection, Key, connections_of};
 use crate::sys::sock_diag::Extra;
 
@@ -27,21 +28,6 @@ pub struct Owned {
     pub unread: u64,
 }
 
-/// What was seen of the connections at one look.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Seen {
-    pub owned: BTreeMap<i32, Owned>,
-    pub open: u64,
-    pub unaccepted: u64,
-    /// Those that have not been accepted for a second.
-    pub unaccepted_long: u64,
-    /// Different connections since the first look.
-    pub new: u64,
-    /// Segments with data that came on connections which were there before, since the first look; `None` where they
-    /// were not read.
-    pub requests: Option<u64>,
-}
-
 #[derive(Default)]
 pub struct Tracker {
     is_begun: bool,
@@ -58,20 +44,28 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Reads the connections of these addresses; `sockets` are those that each process has a descriptor of.
-    pub fn look(&mut self, addresses: &[String], sockets: &BTreeMap<i32, Vec<u32>>, now_ns: u64) -> Seen {
+    /// Reads the connections of these addresses; `sockets` are those that each process has a descriptor of. Returns a look
+    /// without processes and listeners, and what each process has.
+    pub fn look(
+        &mut self,
+        addresses: &[String],
+        sockets: &BTreeMap<i32, Vec<u32>>,
+        now_ns: u64,
+    ) -> (Look, BTreeMap<i32, Owned>) {
         let extra = if self.segments.len() <= FEW { Extra::Segments } else { Extra::Nothing };
         let connections: Vec<Connection> =
             addresses.iter().flat_map(|address| connections_of(address, extra)).collect();
-        let mut seen = self.count(&connections, sockets, now_ns);
-        if extra == Extra::Nothing {
-            seen.requests = None;
-        }
-        seen
+        let (look, owned) = self.count(&connections, sockets, now_ns);
+        (Look { requests: look.requests.filter(|_| extra == Extra::Segments), ..look }, owned)
     }
 
-    fn count(&mut self, connections: &[Connection], sockets: &BTreeMap<i32, Vec<u32>>, now_ns: u64) -> Seen {
-        let mut seen = Seen::default();
+    fn count(
+        &mut self,
+        connections: &[Connection],
+        sockets: &BTreeMap<i32, Vec<u32>>,
+        now_ns: u64,
+    ) -> (Look, BTreeMap<i32, Owned>) {
+        let (mut seen, mut owners) = (Look { at_ns: now_ns, ..Look::default() }, BTreeMap::new());
         let (mut unaccepted, mut unread, mut segments) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut by_inode: HashMap<u32, bool> = HashMap::new();
         for connection in connections {
@@ -107,7 +101,7 @@ impl Tracker {
         }
         (self.unaccepted_since, self.unread_since, self.segments) = (unaccepted, unread, segments);
         for (&pid, inodes) in sockets {
-            let owned = seen.owned.entry(pid).or_default();
+            let owned: &mut Owned = owners.entry(pid).or_default();
             // Its other sockets lead to databases, its brothers or the clients of other ports.
             for (inode, is_unread_long) in inodes.iter().filter_map(|inode| by_inode.get_key_value(inode)) {
                 if self.seen_by.insert((pid, *inode), now_ns).is_none() && self.is_begun {
@@ -123,7 +117,7 @@ impl Tracker {
         self.known.retain(|_, (_, seen_ns)| is_kept(seen_ns));
         (seen.new, seen.requests) = (self.new, Some(self.requests));
         self.is_begun = true;
-        seen
+        (seen, owners)
     }
 
     /// A connection goes from its life to TIME_WAIT, where the kernel gives it another cookie.
@@ -150,20 +144,26 @@ mod tests {
         Connection { key: Key::Tcp(local, remote), cookie, inode, is_alive: true, received: 0, data_segments: 1 }
     }
 
+    struct Seen {
+        look: Look,
+        owned: BTreeMap<i32, Owned>,
+    }
+
     fn look(tracker: &mut Tracker, connections: &[Connection], sockets: &[(i32, &[u32])], now_ns: u64) -> Seen {
         let sockets = sockets.iter().map(|(pid, inodes)| (*pid, inodes.to_vec())).collect();
-        tracker.count(connections, &sockets, now_ns)
+        let (look, owned) = tracker.count(connections, &sockets, now_ns);
+        Seen { look, owned }
     }
 
     #[test]
     fn a_connection_is_new_once_for_its_owner_and_once_in_all() {
         let mut tracker = Tracker::default();
         let first = look(&mut tracker, &[connection(1, 11, 101)], &[(7, &[101])], 0);
-        assert_eq!((first.new, first.owned[&7]), (0, Owned { open: 1, new: 0, unread: 0 }));
+        assert_eq!((first.look.new, first.owned[&7]), (0, Owned { open: 1, new: 0, unread: 0 }));
         let both = [connection(1, 11, 101), connection(2, 12, 102)];
         for now_ns in [1, 2] {
             let seen = look(&mut tracker, &both, &[(7, &[101]), (8, &[102])], now_ns);
-            assert_eq!((seen.new, seen.open), (1, 2));
+            assert_eq!((seen.look.new, seen.look.open), (1, 2));
             assert_eq!((seen.owned[&7].new, seen.owned[&8].new), (0, 1));
         }
     }
@@ -185,7 +185,7 @@ mod tests {
             [(&one[..], 1, 1), (&[], KEPT_NS, 1), (&one, KEPT_NS, 1), (&[], 2 * KEPT_NS, 1), (&one, 2 * KEPT_NS, 2)]
         {
             let seen = look(&mut tracker, connections, &[(7, &[101])], now_ns);
-            assert_eq!((seen.new, seen.owned[&7].new), (new, new), "{now_ns}");
+            assert_eq!((seen.look.new, seen.owned[&7].new), (new, new), "{now_ns}");
         }
     }
 
@@ -195,7 +195,7 @@ mod tests {
         look(&mut tracker, &[], &[], 0);
         let closed = |cookie| Connection { is_alive: false, inode: 0, ..connection(1, cookie, 0) };
         let stages = [connection(1, 11, 101), closed(21), closed(21), connection(1, 12, 103), closed(22), closed(23)];
-        let new = stages.map(|stage| look(&mut tracker, &[stage], &[], 1).new);
+        let new = stages.map(|stage| look(&mut tracker, &[stage], &[], 1).look.new);
         assert_eq!(new, [1, 1, 1, 2, 2, 3]);
     }
 
@@ -206,7 +206,7 @@ mod tests {
             let unaccepted = connection(1, 11, 0);
             let held = Connection { received: unread, data_segments: segments, ..connection(2, 12, 102) };
             let seen = look(&mut tracker, &[unaccepted, held], &[(7, &[102])], ms * 1_000_000);
-            (seen.unaccepted, seen.unaccepted_long, seen.owned[&7].unread)
+            (seen.look.unaccepted, seen.look.unaccepted_long, seen.owned[&7].unread)
         };
         assert_eq!(at(5, 1, 0), (1, 0, 0));
         assert_eq!(at(5, 1, 999), (1, 0, 0));
@@ -219,8 +219,8 @@ mod tests {
         let mut tracker = Tracker::default();
         let old = |data_segments| Connection { data_segments, ..connection(1, 11, 101) };
         let new = |data_segments| Connection { data_segments, ..connection(2, 12, 102) };
-        assert_eq!(look(&mut tracker, &[old(100)], &[], 0).requests, Some(0));
-        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 1).requests, Some(4));
-        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 2).requests, Some(4));
+        assert_eq!(look(&mut tracker, &[old(100)], &[], 0).look.requests, Some(0));
+        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 1).look.requests, Some(4));
+        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 2).look.requests, Some(4));
     }
 }

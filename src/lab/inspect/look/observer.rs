@@ -105,26 +105,21 @@ impl Observer {
             .map(|other| (other.inode, other.address.as_str()))
             .collect();
         let (mut processes, sockets) = self.processes(&inodes, &elsewhere);
-        let seen = self.tracker.look(&self.addresses, &sockets, at_ns);
+        let (seen, owned) = self.tracker.look(&self.addresses, &sockets, at_ns);
         self.find_channels(&sockets);
         for process in &mut processes {
-            let owned = seen.owned.get(&process.pid).copied().unwrap_or_default();
+            let owned = owned.get(&process.pid).copied().unwrap_or_default();
             (process.open, process.new, process.unread) = (owned.open, owned.new, owned.unread);
             process.channels = self.channels.get(&process.pid).cloned().unwrap_or_default();
         }
         self.add_counts(&mut processes);
         let snmp = fs::read_to_string("/proc/self/net/snmp").unwrap_or_default();
         self.recording.looks.push(Look {
-            at_ns,
             listeners,
             processes,
-            open: seen.open,
-            unaccepted: seen.unaccepted,
-            unaccepted_long: seen.unaccepted_long,
-            new: seen.new,
-            requests: seen.requests,
             listen_overflows: Counters::now().listen_overflows,
             passive_opens: network_counter(&snmp, "Tcp:", "PassiveOpens"),
+            ..seen
         });
         if self.memory.calls_hidden {
             let line = "the arguments of the calls that threads wait in (/proc/PID/syscall): Yama or a security module \
