@@ -181,10 +181,7 @@ fn about_finding(finding: &Finding, width: usize, paint: Paint) -> Vec<String> {
         *first = first.replacen(finding.id, &paint.red(finding.id), 1);
     }
     lines.extend(wrapped(&format!("  do: {}", finding.advice), width, 6));
-    lines.push(format!("  why: lesson {}, experiments/{}.md", lesson(finding), finding.lesson));
+    let number = finding.lesson.split('-').next().unwrap_or_default().trim_start_matches('0');
+    lines.push(format!("  why: lesson {number}, experiments/{}.md", finding.lesson));
     lines
-}
-
-fn lesson(finding: &Finding) -> &str {
-    finding.lesson.split('-').next().unwrap_or_default().trim_start_matches('0')
 }

@@ -1,19 +1,21 @@
 //! What to do, in the words of the server that is inspected: the option's own name.
 
+use Kind::*;
+
 use crate::lab::inspect::look::Recording;
 
 /// A server of the world, recognized by the name of its program.
 const PROGRAMS: [(&str, Kind); 10] = [
-    ("gunicorn", Kind::Gunicorn),
-    ("uvicorn", Kind::Uvicorn),
-    ("puma", Kind::Puma),
-    ("pm2", Kind::Node),
-    ("nginx", Kind::Nginx),
-    ("haproxy", Kind::Haproxy),
-    ("apache2", Kind::Apache),
-    ("httpd", Kind::Apache),
-    ("node", Kind::Node),
-    ("nodejs", Kind::Node),
+    ("gunicorn", Gunicorn),
+    ("uvicorn", Uvicorn),
+    ("puma", Puma),
+    ("pm2", Node),
+    ("nginx", Nginx),
+    ("haproxy", Haproxy),
+    ("apache2", Apache),
+    ("httpd", Apache),
+    ("node", Node),
+    ("nodejs", Node),
 ];
 
 /// Their first or second argument is the program.
@@ -59,122 +61,110 @@ pub type Advice = &'static [(Kind, &'static str)];
 
 /// Against a herd: wake one worker, or give each a socket.
 pub const HERD: Advice = &[
-    (Kind::Nginx, "nginx: `listen 80 reuseport;`, or 1.11.3 or later, which registers with EPOLLEXCLUSIVE"),
-    (Kind::Gunicorn, "gunicorn: fewer workers with `--worker-class gthread --threads N`, or `--reuse-port`"),
-    (
-        Kind::Uvicorn,
-        "uvicorn: a process for each CPU under a supervisor, each with a SO_REUSEPORT socket as its `--fd`",
-    ),
-    (Kind::Haproxy, "haproxy: `shards by-thread` on the bind line"),
-    (Kind::Apache, "Apache: `ListenCoresBucketsRatio 8`, which opens SO_REUSEPORT sockets"),
-    (Kind::Node, "Node: cluster.schedulingPolicy = cluster.SCHED_RR (NODE_CLUSTER_SCHED_POLICY=rr)"),
-    (Kind::Puma, "puma: fewer `workers`, and more threads in each"),
-    (
-        Kind::Other,
-        "register the socket with EPOLLEXCLUSIVE, block in accept, or give each worker a SO_REUSEPORT socket",
-    ),
+    (Nginx, "nginx: `listen 80 reuseport;`, or 1.11.3 or later, which registers with EPOLLEXCLUSIVE"),
+    (Gunicorn, "gunicorn: fewer workers with `--worker-class gthread --threads N`, or `--reuse-port`"),
+    (Uvicorn, "uvicorn: a process for each CPU under a supervisor, each with a SO_REUSEPORT socket as its `--fd`"),
+    (Haproxy, "haproxy: `shards by-thread` on the bind line"),
+    (Apache, "Apache: `ListenCoresBucketsRatio 8`, which opens SO_REUSEPORT sockets"),
+    (Node, "Node: cluster.schedulingPolicy = cluster.SCHED_RR (NODE_CLUSTER_SCHED_POLICY=rr)"),
+    (Puma, "puma: fewer `workers`, and more threads in each"),
+    (Other, "register the socket with EPOLLEXCLUSIVE, block in accept, or give each worker a SO_REUSEPORT socket"),
 ];
 
 /// Against an uneven share.
 pub const UNEVEN: Advice = &[
-    (Kind::Nginx, "nginx: `listen 80 reuseport;` spreads by hash, which evens out many connections"),
-    (Kind::Gunicorn, "gunicorn: `--reuse-port` spreads by hash; `--max-requests` sheds old workers"),
+    (Nginx, "nginx: `listen 80 reuseport;` spreads by hash, which evens out many connections"),
+    (Gunicorn, "gunicorn: `--reuse-port` spreads by hash; `--max-requests` sheds old workers"),
     (
-        Kind::Uvicorn,
+        Uvicorn,
         "uvicorn: a process for each CPU, each with a SO_REUSEPORT socket as its `--fd`, spreads by hash; haproxy \
          `balance leastconn` in front counts connections",
     ),
-    (Kind::Haproxy, "haproxy: `tune.listener.multi-queue fair`, or `shards by-thread`"),
-    (Kind::Apache, "Apache: `ListenCoresBucketsRatio 8`, and `MaxConnectionsPerChild` to shed old connections"),
-    (Kind::Node, "Node: cluster.schedulingPolicy = cluster.SCHED_RR (NODE_CLUSTER_SCHED_POLICY=rr)"),
-    (Kind::Puma, "puma: `wait_for_less_busy_worker 0.005`, which lets a busy worker accept later"),
-    (Kind::Other, "it costs nothing while the favourite has CPU time left; else pass connections to the least busy"),
+    (Haproxy, "haproxy: `tune.listener.multi-queue fair`, or `shards by-thread`"),
+    (Apache, "Apache: `ListenCoresBucketsRatio 8`, and `MaxConnectionsPerChild` to shed old connections"),
+    (Node, "Node: cluster.schedulingPolicy = cluster.SCHED_RR (NODE_CLUSTER_SCHED_POLICY=rr)"),
+    (Puma, "puma: `wait_for_less_busy_worker 0.005`, which lets a busy worker accept later"),
+    (Other, "it costs nothing while the favourite has CPU time left; else pass connections to the least busy"),
 ];
 
 /// Against an uneven share where the master passes the connections on, by its own policy.
 pub const PASSED: Advice = &[
     (
-        Kind::Node,
-        "Node: by turns (SCHED_RR) a burst goes to the workers that acknowledge first; `server.maxRequestsPerSocket` lets \
-         connections come anew, one by one",
+        Node,
+        "Node: by turns (SCHED_RR) a burst goes to the workers that acknowledge first; `server.maxRequestsPerSocket` \
+         lets connections come anew, one by one",
     ),
-    (Kind::Other, "another policy of the master: the worker with the fewest open connections"),
+    (Other, "another policy of the master: the worker with the fewest open connections"),
 ];
 
 /// Against a worker that hangs.
 pub const HUNG: Advice = &[
-    (Kind::Nginx, "nginx: kill this worker, the master starts another; one shared socket isolates it"),
-    (Kind::Gunicorn, "gunicorn: `--timeout 30` kills a worker that gives no sign"),
-    (Kind::Uvicorn, "uvicorn: `--timeout-worker-healthcheck`, or a supervisor that restarts it"),
-    (Kind::Haproxy, "haproxy: restart the process; its watchdog ends one whose thread runs in circles"),
-    (Kind::Apache, "Apache: kill this child, the parent starts another"),
-    (Kind::Node, "Node: a heartbeat by process.send; the master kills the worker that misses it, and forks another"),
-    (Kind::Puma, "puma: `worker_timeout 60` restarts a worker that does not check in"),
-    (Kind::Other, "kill it, so that its supervisor starts another; what waits in a socket of its own is then reset"),
+    (Nginx, "nginx: kill this worker, the master starts another; one shared socket isolates it"),
+    (Gunicorn, "gunicorn: `--timeout 30` kills a worker that gives no sign"),
+    (Uvicorn, "uvicorn: `--timeout-worker-healthcheck`, or a supervisor that restarts it"),
+    (Haproxy, "haproxy: restart the process; its watchdog ends one whose thread runs in circles"),
+    (Apache, "Apache: kill this child, the parent starts another"),
+    (Node, "Node: a heartbeat by process.send; the master kills the worker that misses it, and forks another"),
+    (Puma, "puma: `worker_timeout 60` restarts a worker that does not check in"),
+    (Other, "kill it, so that its supervisor starts another; what waits in a socket of its own is then reset"),
 ];
 
 /// Against a queue that overflows.
 pub const QUEUE: Advice = &[
-    (Kind::Nginx, "nginx: `listen 80 backlog=4096;`"),
-    (Kind::Gunicorn, "gunicorn: `--backlog 4096`"),
-    (Kind::Uvicorn, "uvicorn: `--backlog 4096`"),
-    (Kind::Haproxy, "haproxy: `backlog 4096` in the frontend, and a higher `maxconn`, at which it stops accepting"),
-    (Kind::Apache, "Apache: `ListenBacklog 4096`"),
-    (Kind::Node, "Node: server.listen({port, backlog: 4096})"),
-    (Kind::Puma, "puma: `bind 'tcp://0.0.0.0:80?backlog=4096'`"),
-    (Kind::Other, "a larger backlog in listen(2); if the workers are at their limit, a longer queue only waits longer"),
+    (Nginx, "nginx: `listen 80 backlog=4096;`"),
+    (Gunicorn, "gunicorn: `--backlog 4096`"),
+    (Uvicorn, "uvicorn: `--backlog 4096`"),
+    (Haproxy, "haproxy: `backlog 4096` in the frontend, and a higher `maxconn`, at which it stops accepting"),
+    (Apache, "Apache: `ListenBacklog 4096`"),
+    (Node, "Node: server.listen({port, backlog: 4096})"),
+    (Puma, "puma: `bind 'tcp://0.0.0.0:80?backlog=4096'`"),
+    (Other, "a larger backlog in listen(2); if the workers are at their limit, a longer queue only waits longer"),
 ];
 
 /// Where each worker should have a socket of its own, and has none.
 pub const REUSEPORT: Advice = &[
-    (Kind::Gunicorn, "gunicorn: one with `--workers 1 --reuse-port` for each CPU, each of which binds for itself"),
-    (Kind::Uvicorn, "uvicorn: one process for each CPU, each with a socket of its own as `--fd`"),
-    (Kind::Other, "bind in each worker, after the fork"),
+    (Gunicorn, "gunicorn: one with `--workers 1 --reuse-port` for each CPU, each of which binds for itself"),
+    (Uvicorn, "uvicorn: one process for each CPU, each with a socket of its own as `--fd`"),
+    (Other, "bind in each worker, after the fork"),
 ];
 
 /// Where the kernel goes on to choose the socket of a worker that does not accept.
 pub const BLIND: Advice = &[
-    (
-        Kind::Nginx,
-        "nginx: `listen 80` without `reuseport`: one socket for all, from which any worker that runs accepts",
-    ),
-    (Kind::Gunicorn, "gunicorn: without `--reuse-port`: one socket for all, from which any worker that runs accepts"),
-    (Kind::Haproxy, "haproxy: `shards 1` on the bind line"),
-    (Kind::Apache, "Apache: `ListenCoresBucketsRatio 0`, its default"),
-    (Kind::Other, "a selector that knows the workers (SO_ATTACH_REUSEPORT_CBPF or _EBPF), or one shared socket"),
+    (Nginx, "nginx: `listen 80` without `reuseport`: one socket for all, from which any worker that runs accepts"),
+    (Gunicorn, "gunicorn: without `--reuse-port`: one socket for all, from which any worker that runs accepts"),
+    (Haproxy, "haproxy: `shards 1` on the bind line"),
+    (Apache, "Apache: `ListenCoresBucketsRatio 0`, its default"),
+    (Other, "a selector that knows the workers (SO_ATTACH_REUSEPORT_CBPF or _EBPF), or one shared socket"),
 ];
 
 /// Where all workers wait for bytes of the clients they have.
 pub const SILENT: Advice = &[
-    (
-        Kind::Gunicorn,
-        "gunicorn: `--worker-class gthread --threads 4`, or `gevent`: silent connections wait in an event loop",
-    ),
-    (Kind::Apache, "Apache: the MPM `event` instead of `prefork`: silent connections wait in an event loop"),
-    (Kind::Puma, "puma: `queue_requests true`, its default: a reactor reads requests, and threads answer them"),
-    (Kind::Other, "more workers, or event loops, which hold a silent client for the price of a descriptor"),
+    (Gunicorn, "gunicorn: `--worker-class gthread --threads 4`, or `gevent`: silent connections wait in an event loop"),
+    (Apache, "Apache: the MPM `event` instead of `prefork`: silent connections wait in an event loop"),
+    (Puma, "puma: `queue_requests true`, its default: a reactor reads requests, and threads answer them"),
+    (Other, "more workers, or event loops, which hold a silent client for the price of a descriptor"),
 ];
 
 /// Where all workers are at work and have no time to accept.
 pub const BUSY: Advice = &[
-    (Kind::Node, "Node: what takes long into worker_threads, and a process for each CPU (node:cluster)"),
-    (Kind::Other, "a worker for each CPU; if there are so many, less work for each request, or more CPUs"),
+    (Node, "Node: what takes long into worker_threads, and a process for each CPU (node:cluster)"),
+    (Other, "a worker for each CPU; if there are so many, less work for each request, or more CPUs"),
 ];
 
 /// Where one thread accepts for all and is at its limit.
 pub const ACCEPTORS: Advice = &[
-    (Kind::Node, "Node: cluster.SCHED_NONE lets the workers accept, or listen({reusePort: true}) in each (22.12)"),
-    (Kind::Haproxy, "haproxy: `shards by-thread` on the bind line"),
-    (Kind::Puma, "puma: `workers N`, each of which accepts"),
-    (Kind::Gunicorn, "gunicorn: more `--workers`, each of which accepts"),
-    (Kind::Other, "let every worker accept: from one socket with EPOLLEXCLUSIVE, or from a SO_REUSEPORT socket each"),
+    (Node, "Node: cluster.SCHED_NONE lets the workers accept, or listen({reusePort: true}) in each (22.12)"),
+    (Haproxy, "haproxy: `shards by-thread` on the bind line"),
+    (Puma, "puma: `workers N`, each of which accepts"),
+    (Gunicorn, "gunicorn: more `--workers`, each of which accepts"),
+    (Other, "let every worker accept: from one socket with EPOLLEXCLUSIVE, or from a SO_REUSEPORT socket each"),
 ];
 
 /// Where there are more event loops than CPUs.
 pub const LOOPS: Advice = &[
-    (Kind::Nginx, "nginx: `worker_processes auto;`"),
-    (Kind::Haproxy, "haproxy: leave `nbthread` to its default, a thread for each CPU"),
-    (Kind::Other, "one event loop for each CPU is enough: it never waits for anything but its sockets"),
+    (Nginx, "nginx: `worker_processes auto;`"),
+    (Haproxy, "haproxy: leave `nbthread` to its default, a thread for each CPU"),
+    (Other, "one event loop for each CPU is enough: it never waits for anything but its sockets"),
 ];
 
 pub fn of(advice: Advice, kind: Kind) -> &'static str {

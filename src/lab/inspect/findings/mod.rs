@@ -14,8 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::look::{LONG_NS, Process, Recording, Task};
-use crate::evenness;
+use super::look::{LONG_NS, Look, Process, Recording, Task};
 use crate::report::Evenness;
 use crate::terminal::printable;
 use crate::units::{grouped, over};
@@ -30,7 +29,7 @@ pub fn connections(count: u64) -> String {
     if count == 1 { "1 connection".to_string() } else { format!("{} connections", grouped(count)) }
 }
 
-/// What `lab inspect --format json` prints (contract, section 6; `schema/inspect.schema.json`).
+/// What `lab inspect --format json` prints (contract, section 6); `schema/inspect.schema.json` defines the numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Diagnosis {
     pub schema: u32,
@@ -41,7 +40,6 @@ pub struct Diagnosis {
     pub dispatch: Dispatch,
     pub way: Way,
     pub workers: Vec<Worker>,
-    /// The process that accepts for the workers, where it is none of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<Worker>,
     pub totals: Totals,
@@ -50,7 +48,6 @@ pub struct Diagnosis {
     pub evenness: Option<Evenness>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evenness_of: Option<Basis>,
-    /// The share of the busiest worker / the mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_over_mean: Option<f64>,
     /// Of connections alone: chance deals out these, and no CPU time.
@@ -75,25 +72,18 @@ pub struct ListenerState {
     pub sharing: Sharing,
     pub sockets: usize,
     pub is_dual: bool,
-    /// Of one socket.
     pub backlog: u32,
-    /// Connections that nobody has accepted, in all its sockets.
     pub queued: u32,
-    /// In the fullest socket at any look.
     pub most_queued: u32,
-    /// While it was looked at.
     pub drops: u32,
-    /// Each socket: who holds it, and what waits in it.
     pub queues: Vec<Queue>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Queue {
     pub inode: u32,
-    /// The processes that accept from it.
     pub pids: Vec<i32>,
     pub queued: u32,
-    /// The fewest that waited in it at any look of the last second.
     pub least_queued: u32,
 }
 
@@ -107,15 +97,11 @@ pub enum Sharing {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
-    /// Connections that began.
     pub new_connections: u64,
-    /// Open ones now.
     pub connections: u64,
-    /// Requests beside the first of each connection, as far as their segments were seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub more_requests: Option<u64>,
     pub unaccepted: u64,
-    /// For a second or longer.
     pub unaccepted_long: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switches_per_connection: Option<f64>,
@@ -131,13 +117,10 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
     let roles = roles::roles(recording, &summaries);
     let totals = totals(recording, &summaries, &roles);
     let listeners = listeners(recording, &roles);
-    let mut workers: Vec<Worker> = Vec::new();
-    for pid in &roles.workers {
-        workers.push(Worker::of(recording, &summaries[pid], &roles, &listeners));
-    }
+    let worker = |pid: &i32| Worker::of(recording, &summaries[pid], &roles, &listeners);
+    let mut workers: Vec<Worker> = roles.workers.iter().map(worker).collect();
     let (evenness, basis) = workers::share_out(&mut workers, totals.new_connections);
-    let master = roles.acceptors.keys().find(|pid| !roles.workers.contains(pid));
-    let master = master.map(|pid| Worker::of(recording, &summaries[pid], &roles, &listeners));
+    let master = roles.acceptors.keys().find(|pid| !roles.workers.contains(pid)).map(worker);
     let mut diagnosis = Diagnosis {
         schema: 1,
         command: command(recording, &roles),
@@ -174,7 +157,7 @@ fn unseen(recording: &Recording, roles: &Roles) -> Vec<String> {
     say(!guessed.is_empty(), line);
     let line =
         format!("which new connections were this server's: {others} other sockets listen in its network namespace");
-    say(others > 0 && is_of_all(recording), line);
+    say(others > 0 && of_namespace(recording).is_some(), line);
     let line = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector";
     say(recording.seconds() < LONG_NS as f64 / 1e9, line.to_string());
     lines
@@ -198,21 +181,19 @@ fn command(recording: &Recording, roles: &Roles) -> String {
 /// On the loopback every closed connection leaves its TIME_WAIT on this machine, so all are seen. Elsewhere a client that
 /// closes first keeps it, and the count of the whole network namespace says more, unless others listen there, too, and
 /// most of its connections were seen at ours.
-fn is_of_all(recording: &Recording) -> bool {
+fn of_namespace(recording: &Recording) -> Option<u64> {
     let (first, last) = (recording.first(), recording.last());
     let is_local = last.listeners.iter().all(|listener| listener.ip().is_none_or(|ip| ip.ip().is_loopback()));
     let (of_all, seen) = (last.passive_opens.saturating_sub(first.passive_opens), last.new - first.new);
     let are_ours = recording.machine.other_listeners > 0 && 2 * seen >= of_all;
-    !is_local && seen < of_all && !are_ours
+    (!is_local && seen < of_all && !are_ours).then_some(of_all)
 }
 
 fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Roles) -> Totals {
     let (first, last) = (recording.first(), recording.last());
-    let of_all = last.passive_opens.saturating_sub(first.passive_opens);
-    let seen = last.new - first.new;
     // What a client resets leaves no TIME_WAIT anywhere.
-    let accepted = roles.acceptors.keys().filter_map(|pid| summaries[pid].accepted()).sum();
-    let new_connections = if is_of_all(recording) { of_all } else { seen.max(accepted) };
+    let accepted = roles.acceptors.keys().filter_map(|pid| summaries[pid].accepted()).sum::<u64>();
+    let new_connections = of_namespace(recording).unwrap_or(accepted.max(last.new - first.new));
     let who: BTreeSet<i32> = roles.acceptors.keys().chain(&roles.workers).copied().collect();
     let sum = |of: fn(&Summary) -> u64| who.iter().map(|pid| of(&summaries[pid])).sum::<u64>() as f64;
     let requests: Option<Vec<u64>> = recording.looks.iter().map(|look| look.requests).collect();
@@ -231,7 +212,6 @@ fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Rol
 
 fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
     let (first, last) = (recording.first(), recording.last());
-    let recent = recording.recent();
     let accepting = |inode: u32| -> Vec<i32> {
         // A worker may have inherited the sockets of all, and watch its own.
         let is_own = |process: &&Process| {
@@ -244,14 +224,14 @@ fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
     let mut found: Vec<ListenerState> = Vec::new();
     for listener in &last.listeners {
         let pids = accepting(listener.inode);
-        let at_looks = |looks: &[super::look::Look]| -> Vec<u32> {
+        let at = |looks: &'_ [Look]| -> Vec<u32> {
             let all = looks.iter().flat_map(|look| &look.listeners);
             all.filter(|other| other.inode == listener.inode).map(|other| other.queued).collect()
         };
         let before = first.listeners.iter().find(|other| other.inode == listener.inode);
         let drops = listener.drops.saturating_sub(before.map_or(0, |before| before.drops));
-        let most_queued = at_looks(&recording.looks).into_iter().max().unwrap_or(0);
-        let least_queued = at_looks(recent).into_iter().min().unwrap_or(0);
+        let most_queued = at(&recording.looks).into_iter().max().unwrap_or(0);
+        let least_queued = at(recording.recent()).into_iter().min().unwrap_or(0);
         let queue = Queue { inode: listener.inode, pids, queued: listener.queued, least_queued };
         match found.iter_mut().find(|other| other.address == printable(&listener.address)) {
             Some(group) => {
@@ -276,11 +256,6 @@ fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
         }
     }
     found
-}
-
-/// How evenly a few workers have these counts; `None` where there is nothing to compare.
-fn measured(counts: &[u64]) -> Option<Evenness> {
-    (counts.len() > 1 && counts.iter().sum::<u64>() > 0).then(|| evenness::measure(counts))
 }
 
 /// The thread of a process that had most of its CPU time, of those that live.

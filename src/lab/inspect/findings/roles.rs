@@ -19,21 +19,15 @@ pub enum Dispatch {
     Unknown,
 }
 
-/// By which way exactly.
+/// By which way exactly, as the schema says it in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
-    /// Each takes its own connections.
     OwnAccept,
-    /// A child process for each connection.
     Children,
-    /// Over Unix sockets.
     Channel,
-    /// By connections to ports of the workers' own.
     OtherPorts,
-    /// Several threads of the process accept.
     ThreadsAccept,
-    /// One thread accepts for the others.
     Handover,
     Unknown,
 }

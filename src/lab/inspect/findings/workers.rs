@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::advice::{Kind, kind_of};
 use super::roles::{Roles, Way};
 use super::summary::{Summary, Wait, is_helper};
-use super::{Basis, ENOUGH, ListenerState, measured};
+use super::{Basis, ENOUGH, ListenerState};
+use crate::evenness;
 use crate::lab::inspect::look::{Call, LONG_NS, Look, Process, Recording, Task};
 use crate::report::Evenness;
 
@@ -21,30 +22,21 @@ const IDLE_SHARE: f64 = 0.002;
 pub struct Worker {
     pub pid: i32,
     pub waits_in: Wait,
-    /// Its epoll instance is also other processes'.
     pub shares_epoll: bool,
     pub threads: usize,
-    /// Of the new connections.
     pub accepted_share: Option<f64>,
-    /// Open now.
     pub connections: u64,
     pub switches_per_connection: Option<f64>,
-    /// Of one CPU; of several threads together it may be more than 1.
     pub cpu_share: f64,
-    /// Of the time, ready to run and without a CPU.
     pub waited_share: f64,
     pub switches_per_s: f64,
-    /// Connections in its own socket's queue; absent where it shares the socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued: Option<u32>,
-    /// Connections that it has accepted, and how often it was woken, as the kernel counted them; absent where it was
-    /// not asked to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub woken: Option<u64>,
     pub state: State,
-    /// Why it hangs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hangs_in: Option<&'static str>,
     #[serde(skip)]
@@ -218,6 +210,6 @@ pub fn share_out(workers: &mut [Worker], new_connections: u64) -> (Option<Evenne
         Basis::Connections => healthy.map(|(worker, _)| worker.seen).collect(),
         Basis::Cpu => healthy.map(|(_, share)| (share * new_connections as f64).round() as u64).collect(),
     };
-    let evenness = measured(&counts);
-    (evenness.clone(), evenness.map(|_| basis))
+    let can_compare = counts.len() > 1 && counts.iter().any(|&count| count > 0);
+    (can_compare.then(|| evenness::measure(&counts)), can_compare.then_some(basis))
 }

@@ -272,23 +272,18 @@ impl Case<'_> {
         let healthy = self.found.workers.iter().filter(|worker| worker.state != State::Hung);
         let busiest = healthy.max_by(|a, b| share_of(a).total_cmp(&share_of(b)))?;
         let share = 100.0 * share_of(busiest);
-        let most = evenness.max_over_mean;
+        let measured = if by_cpu { "of the CPU time" } else { "of the connections that were seen" };
+        let (most, dispersion) = (evenness.max_over_mean, evenness.dispersion);
         let (cause, lesson) = self.cause_of_unevenness(most);
         let mut numbers = vec![("max_over_mean", most), ("offered_load", self.offered_load())];
-        let measured = match by_cpu {
-            true => format!("of the CPU time, {} times the mean", number(most)),
-            false => {
-                let (dispersion, p_value) = (evenness.dispersion, evenness.p_value);
-                numbers.extend([("dispersion", dispersion), ("p_value", p_value)]);
-                numbers.push(("expected_max_over_mean_if_random", expected));
-                let [most, expected, dispersion] = [most, expected, dispersion].map(number);
-                format!(
-                    "of the connections that were seen, {most} times the mean (chance would give {expected}): D = \
-                     {dispersion}"
-                )
-            }
-        };
-        let says = format!("pid {} has {} % {measured}; {cause}", busiest.pid, number(share));
+        let mut by_chance = String::new();
+        if !by_cpu {
+            by_chance = format!(" (chance would give {}): D = {}", number(expected), number(dispersion));
+            numbers.extend([("dispersion", dispersion), ("p_value", evenness.p_value)]);
+            numbers.push(("expected_max_over_mean_if_random", expected));
+        }
+        let (pid, share, most) = (busiest.pid, number(share), number(most));
+        let says = format!("pid {pid} has {share} % {measured}, {most} times the mean{by_chance}; {cause}");
         let is_passed = self.found.dispatch == Dispatch::MasterPassesDescriptors;
         let advice = self.advice(if is_passed { advice::PASSED } else { advice::UNEVEN });
         Some(finding("uneven", lesson, says, advice).with(&numbers))
@@ -373,13 +368,10 @@ impl Case<'_> {
     fn no_reuseport(&self) -> Option<Finding> {
         // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, no `--no-reuse-port`, no `reuse_port=False`.
         let is_asked = |word: &String| {
-            let word = word.to_lowercase();
-            let Some((before, after)) = word.split_once("reuse") else { return false };
-            let Some(value) = after.trim_start_matches(['-', '_']).strip_prefix("port") else { return false };
-            let value = value.trim_start_matches([' ', '=', ':']);
-            let is_refused = before.trim_end_matches(['-', '_']).ends_with("no")
-                || ["false", "off", "no", "0"].iter().any(|no| value.starts_with(no));
-            !is_refused && !word.contains('/')
+            let word = word.to_lowercase().replace(['-', '_'], "");
+            let Some((before, value)) = word.split_once("reuseport") else { return false };
+            let is_refused = ["false", "off", "no", "0"].contains(&value.trim_start_matches([' ', '=', ':']));
+            !is_refused && !before.ends_with("no") && !word.contains('/')
         };
         let asked =
             self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;
