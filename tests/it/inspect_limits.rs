@@ -2,6 +2,7 @@
 //! and where numbers mean somebody else. It says in a line what it cannot see, and the server serves on.
 
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,6 +15,7 @@ use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::sys::procfs::Stat;
 use nix::unistd::{SysconfVar, geteuid, sysconf};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::inspect::{LAB, LONG, SHORT, diagnosis, refused, states};
 use crate::support::{
@@ -249,6 +251,23 @@ fn two_groups_on_one_port_are_told_apart_by_their_addresses() {
         let sockets = document["listeners"][0]["sockets"].as_u64();
         assert_eq!((sockets, states(&document).len()), (Some(workers), workers as usize), "{document:#}");
     }
+}
+
+#[test]
+fn who_is_started_later_with_a_listener_is_found_whoever_its_parent_is() {
+    let server = start("reuseport", &["--workers", "1"]);
+    let mut observer = Observer::begin(Target::Address(server.addr)).unwrap();
+    observer.look().unwrap();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&server.addr.into()).unwrap();
+    socket.listen(1).unwrap();
+    let mut other = Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(socket))).spawn().unwrap();
+    observer.look().unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let found: Vec<i32> = observer.recording.looks[1].processes.iter().map(|process| process.pid).collect();
+    assert!(found.contains(&server.processes()[1].pid) && found.contains(&(other.id() as i32)), "{found:?}");
 }
 
 #[test]

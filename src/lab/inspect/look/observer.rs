@@ -199,9 +199,9 @@ impl Observer {
         let is_member = |stat: &&Stat| self.members.contains(&key_of(stat));
         let parents: BTreeSet<i32> =
             stats.iter().filter(is_member).map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
-        let before = self.recording.looks.last().map_or(&[][..], |look| &look.processes);
-        let is_held = |inode: &u32| before.iter().any(|process| process.holds.contains(inode));
-        let is_complete = inodes.iter().all(is_held);
+        let is_held = |look: &Look, inode| look.processes.iter().any(|process| process.holds.contains(inode));
+        let before = self.recording.looks.last();
+        let is_complete = before.is_none_or(|look| inodes.iter().all(|inode| is_held(look, inode)));
         for stat in stats.iter().filter(|stat| stat.is_alive()) {
             let is_new_brother = parents.contains(&stat.parent) && self.strangers.insert(key_of(stat));
             let may_be_owner = !is_complete && stat.started >= self.young_since;
