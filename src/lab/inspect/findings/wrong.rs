@@ -369,7 +369,8 @@ impl Case<'_> {
         // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, no `--no-reuse-port`, no `reuse_port=False`.
         let is_asked = |word: &String| {
             let word = word.to_lowercase().replace(['-', '_'], "");
-            let Some((before, value)) = word.split_once("reuseport") else { return false };
+            let Some((before, after)) = word.split_once("reuse") else { return false };
+            let Some(value) = after.strip_prefix("port") else { return false };
             let is_refused = ["false", "off", "no", "0"].contains(&value.trim_start_matches([' ', '=', ':']));
             !is_refused && !before.ends_with("no") && !word.contains('/')
         };
