@@ -2,7 +2,7 @@
 //! needed; only the sockets of our own network namespace are listed.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -101,19 +101,24 @@ pub fn tcp_sockets(
 ) -> nix::Result<Vec<TcpSocket>> {
     let family = family as u8;
     let mut found = Vec::new();
-    let request = inet_request(family, states, extra, local_port, remote_port, &[0; 32], &[0; 8]);
+    let request = inet_request(family, states, extra, local_port, remote_port, &[0; 44]);
     dump(&request, |message| found.extend(parse_tcp(message)))?;
     Ok(found)
 }
 
-/// The socket bound to `local` and connected to `remote`, if there is one.
-pub fn tcp_connection(local: SocketAddrV4, remote: SocketAddrV4) -> nix::Result<Option<TcpSocket>> {
-    const NO_COOKIE: [u8; 8] = [0xff; 8];
-    let address = |end: SocketAddrV4| [&end.ip().octets()[..], &[0; 12]].concat();
-    let ends = [address(local), address(remote)].concat();
-    let ends: &[u8; 32] = ends.as_slice().try_into().expect("two of 16 bytes");
-    let request =
-        inet_request(libc::AF_INET as u8, u32::MAX, Extra::Nothing, local.port(), remote.port(), ends, &NO_COOKIE);
+/// The socket bound to `local` and connected to `remote`, if there is one. The kernel finds it by its hash; a list of
+/// connections costs a walk through all of the machine.
+pub fn tcp_connection(local: SocketAddr, remote: SocketAddr) -> nix::Result<Option<TcpSocket>> {
+    let address = |end: SocketAddr| match end.ip() {
+        IpAddr::V4(ip) => [&ip.octets()[..], &[0; 12]].concat(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    // The number of an interface belongs to a link-local address; all ones is any cookie.
+    let interface = if let SocketAddr::V6(local) = local { local.scope_id() } else { 0 };
+    let rest = [address(local), address(remote), interface.to_ne_bytes().to_vec(), vec![0xff; 8]].concat();
+    let rest: &[u8; 44] = rest.as_slice().try_into().expect("two of 16 bytes, 4 and 8");
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    let request = inet_request(family, u32::MAX, Extra::Nothing, local.port(), remote.port(), rest);
     let kernel = ask(&request, NLM_F_REQUEST)?;
     let mut reply = [0; 1024];
     let length = recv(kernel.as_raw_fd(), &mut reply, MsgFlags::empty())?;
@@ -207,16 +212,8 @@ pub fn listens_in_network_of(pid: i32, port: u16) -> bool {
     })
 }
 
-/// `struct inet_diag_req_v2`.
-fn inet_request(
-    family: u8,
-    states: u32,
-    extra: Extra,
-    local_port: u16,
-    remote_port: u16,
-    addresses: &[u8; 32],
-    cookie: &[u8; 8],
-) -> Vec<u8> {
+/// `struct inet_diag_req_v2`; `rest` is what follows the ports: two addresses, the interface, the cookie.
+fn inet_request(family: u8, states: u32, extra: Extra, local_port: u16, remote_port: u16, rest: &[u8; 44]) -> Vec<u8> {
     let extra = match extra {
         Extra::Nothing => 0,
         Extra::Drops => 1 << (INET_DIAG_SKMEMINFO - 1),
@@ -227,9 +224,7 @@ fn inet_request(
         &states.to_ne_bytes(),
         &local_port.to_be_bytes(),
         &remote_port.to_be_bytes(),
-        addresses,
-        &[0; 4],
-        cookie,
+        rest,
     ]
     .concat()
 }
@@ -397,18 +392,18 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_in_the_other_ends_queue_until_it_is_read() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (Ok(SocketAddr::V4(there)), Ok(SocketAddr::V4(here))) = (listener.local_addr(), client.local_addr()) else {
-            unreachable!("bound to an IPv4 address")
-        };
-        let mut server = listener.accept().unwrap().0;
-        client.write_all(b"abc").unwrap();
-        server.peek(&mut [0]).unwrap();
-        assert_eq!(tcp_connection(there, here).unwrap().unwrap().received, 3);
-        server.read_exact(&mut [0; 3]).unwrap();
-        assert_eq!(tcp_connection(there, here).unwrap().unwrap().received, 0);
-        assert!(tcp_connection(there, there).unwrap().is_none());
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(any) else { return eprintln!("no {any} here") };
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (there, here) = (listener.local_addr().unwrap(), client.local_addr().unwrap());
+            let mut server = listener.accept().unwrap().0;
+            client.write_all(b"abc").unwrap();
+            server.peek(&mut [0]).unwrap();
+            assert_eq!(tcp_connection(there, here).unwrap().unwrap().received, 3);
+            server.read_exact(&mut [0; 3]).unwrap();
+            assert_eq!(tcp_connection(there, here).unwrap().unwrap().received, 0);
+            assert!(tcp_connection(there, there).unwrap().is_none());
+        }
     }
 
     #[test]

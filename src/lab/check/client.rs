@@ -2,7 +2,7 @@
 //! sends exactly the bytes it is given.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -162,10 +162,9 @@ impl Client {
     }
 
     /// Of both ends, ours first.
-    fn addresses(&self) -> ProbeResult<(SocketAddrV4, SocketAddrV4)> {
+    fn addresses(&self) -> ProbeResult<(SocketAddr, SocketAddr)> {
         match (self.stream.local_addr(), self.stream.peer_addr()) {
-            (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) => Ok((ours, theirs)),
-            (Ok(_), Ok(_)) => not_applicable("the queues of an IPv6 connection are not read"),
+            (Ok(ours), Ok(theirs)) => Ok((ours, theirs)),
             // A connection that was reset has no peer any more (getpeername(2)).
             (Err(_), _) | (_, Err(_)) if self.answers > 0 => Err(self.closed_after_an_answer()),
             (Err(error), _) | (_, Err(error)) => self.broken("the connection stays open", error.to_string()),
