@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
-use super::{Measured, numbers};
+use super::{Measured, Numbers, numbers};
+use crate::console;
 use crate::cpu;
 use crate::lab::observe::processes::{children, poll_until};
 use crate::lab::plan::command::ServerCommand;
@@ -23,6 +25,9 @@ const STUCK_AFTER: &str = "300ms";
 const PAIR: [bool; 4] = [false, true, true, false];
 
 pub const WORKERS: usize = 4;
+
+/// Per cent: more is not what comes before the worker is noticed, and the events are printed.
+const FEW_STUCK: f64 = 5.0;
 
 #[derive(Args)]
 pub struct SteerStopped {
@@ -72,6 +77,12 @@ pub struct Server {
     pub address: String,
 }
 
+struct Steer {
+    running: Running,
+    /// Its events, a line each.
+    said: String,
+}
+
 impl Subject {
     pub fn new(words: &str, interrupt: &Interrupt) -> Subject {
         let command = format!("{words} --workers {WORKERS} --listen 127.0.0.1:0").into();
@@ -110,8 +121,8 @@ impl Subject {
         Ok(Server { running, contender, address })
     }
 
-    /// `lab steer`, from the moment when it has attached its program. `None` is no steering.
-    fn steer(&self, server: &Server, select: Option<&str>) -> Result<Option<Running>, Stop> {
+    /// `lab steer`, from the moment when it has attached its program, and its events so far. `None` is no steering.
+    fn steer(&self, server: &Server, select: Option<&str>) -> Result<Option<Steer>, Stop> {
         let Some(select) = select else { return Ok(None) };
         let program = Program::of(&format!("lab steer {} --select {select} --format json", server.address));
         let mut steering = program.until(&self.interrupt).launch(&[])?;
@@ -123,7 +134,7 @@ impl Subject {
         match is_attached {
             None => Err(Stop::Failed(steering.failure("did not begin"))),
             Some(()) if self.program_is_interrupted() => Err(Stop::Interrupted),
-            Some(()) => Ok(Some(steering)),
+            Some(()) => Ok(Some(Steer { running: steering, said })),
         }
     }
 
@@ -160,11 +171,17 @@ impl Subject {
         if !is_stopped {
             return Err(Stop::Failed("the worker was not stopped".to_string()));
         }
-        end_steering(steering)?;
+        let events = steering.map(Steer::end).transpose()?;
         server.end()?;
         let stuck = report.errors.timeout as f64;
-        let answered = super::load::answered(&report);
-        Ok(numbers([("steer_connections", answered + stuck), ("steer_stuck", 100.0 * stuck / (answered + stuck))]))
+        let percent = 100.0 * stuck / (super::load::answered(&report) + stuck);
+        if let Some(events) = events.filter(|_| matches!(select, Some("live-set" | "least-loaded"))) {
+            if percent > FEW_STUCK {
+                console::log(format_args!("pid {} was stopped, {percent:.1} % are stuck:\n{events}", worker.pid));
+            }
+            is_out(&events, worker.pid)?;
+        }
+        Ok(numbers([("steer_connections", super::load::answered(&report) + stuck), ("steer_stuck", percent)]))
     }
 
     /// Connections per second, with and without steering, in turns.
@@ -176,7 +193,7 @@ impl Subject {
         for is_steered in PAIR.into_iter().cycle().take(2 * pairs) {
             let steering = self.steer(&server, is_steered.then_some(select))?;
             let rate = self.load(&server, &flags, |_| ())?.qps;
-            end_steering(steering)?;
+            steering.map(Steer::end).transpose()?;
             if is_steered { with.push(rate) } else { without.push(rate) }
         }
         server.end()?;
@@ -189,10 +206,21 @@ impl Subject {
     }
 }
 
-fn end_steering(steering: Option<Running>) -> Result<(), Stop> {
-    let Some(mut steering) = steering else { return Ok(()) };
-    steering.signal(Signal::SIGINT);
-    steering.finish(WITHIN, |_| ()).map(drop)
+/// Whether `lab steer` has seen that this worker was stopped.
+fn is_out(events: &str, pid: i32) -> Result<(), Stop> {
+    let mut all = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    match all.any(|event| event["event"] == "out" && event["pid"] == pid) {
+        true => Ok(()),
+        false => Err(Stop::Failed(format!("pid {pid} was stopped, and lab steer said:\n{events}"))),
+    }
+}
+
+impl Steer {
+    /// All its events.
+    fn end(mut self) -> Result<String, Stop> {
+        self.running.signal(Signal::SIGINT);
+        self.running.finish(WITHIN, |_| ()).map(|rest| self.said + &rest)
+    }
 }
 
 impl Server {
