@@ -72,9 +72,6 @@ pub fn hash() -> BpfProgram {
 
 const NOBODY: usize = u32::MAX as usize;
 
-/// The most connections that [`with_own`] knows: a jump passes over 255 instructions at most.
-pub const MAX_OWN: usize = 100;
-
 /// Connections of ours, by the address that they come from, get the socket with the number beside it; for all others
 /// `rest` chooses. They come from one IP address, and from no interface that adds options to a header.
 pub fn with_own(ours: &[(SocketAddr, usize)], rest: &BpfProgram) -> BpfProgram {
@@ -86,18 +83,17 @@ pub fn with_own(ours: &[(SocketAddr, usize)], rest: &BpfProgram) -> BpfProgram {
     };
     let address = u32::from_be_bytes(octets) as usize;
     let cases = ours.iter().flat_map(|(ours, number)| [skip_unless_equal(ours.port().into(), 1), answer(*number)]);
-    let cases: Vec<sock_filter> = cases.collect();
-    let end = cases.len() as u8;
-    let mut program = vec![load(libc::SKF_AD_PROTOCOL), skip_unless_equal(protocol as usize, end + 3)];
-    program.extend([load_from_header(libc::BPF_W, address_at), skip_unless_equal(address, end + 1)]);
-    program.push(load_from_header(libc::BPF_H, port_at));
-    program.extend(cases);
+    let mut by_port = vec![load_from_header(libc::BPF_H, port_at)];
+    by_port.extend(cases);
+    let mut program = vec![load(libc::SKF_AD_PROTOCOL), skip_if_equal(protocol as usize, 1), skip(3 + by_port.len())];
+    program.extend([load_from_header(libc::BPF_W, address_at), skip_if_equal(address, 1), skip(by_port.len())]);
+    program.extend(by_port);
     program.extend(rest);
     program
 }
 
-/// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). `skipped`
-/// instructions are jumped over when the comparison fails, none when it holds.
+/// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). A comparison
+/// jumps over 255 instructions at most, `skip` over any number.
 // As a table, a line for each: rustfmt would make three of it.
 #[rustfmt::skip]
 mod instructions {
@@ -107,6 +103,8 @@ mod instructions {
     pub fn load_from_header(size: u32, offset: i32) -> sock_filter { instruction(BPF_LD | size | BPF_ABS, (SKF_NET_OFF + offset) as u32, 0) }
     pub fn modulo(n: usize) -> sock_filter { instruction(BPF_ALU | BPF_MOD | BPF_K, n as u32, 0) }
     pub fn add(n: u32) -> sock_filter { instruction(BPF_ALU | BPF_ADD | BPF_K, n, 0) }
+    pub fn skip(skipped: usize) -> sock_filter { instruction(BPF_JMP | BPF_JA, skipped as u32, 0) }
+    pub fn skip_if_equal(n: usize, skipped: u8) -> sock_filter { sock_filter { jt: skipped, ..skip_unless_equal(n, 0) } }
     pub fn skip_unless_equal(n: usize, skipped: u8) -> sock_filter { instruction(BPF_JMP | BPF_JEQ | BPF_K, n as u32, skipped) }
     pub fn skip_unless_at_least(n: usize, skipped: u8) -> sock_filter { instruction(BPF_JMP | BPF_JGE | BPF_K, n as u32, skipped) }
     pub fn answer(number: usize) -> sock_filter { instruction(BPF_RET | BPF_K, number as u32, 0) }
@@ -119,22 +117,25 @@ mod instructions {
 mod tests {
     use super::*;
 
-    /// What the kernel would answer, were the value it loads `loaded`.
+    /// What the kernel would answer, were every value it loads `loaded`.
     fn run(program: &BpfProgram, loaded: u32) -> u32 {
+        run_with(program, |_| loaded)
+    }
+
+    /// The same, where each place has its value.
+    fn run_with(program: &BpfProgram, loaded: impl Fn(i32) -> u32) -> u32 {
         let (mut accumulator, mut at) = (0, 0);
         loop {
-            let sock_filter { code, jf, k, .. } = program[at];
+            let sock_filter { code, jt, jf, k } = program[at];
             at += 1;
+            let skipped = |holds: bool| usize::from(if holds { jt } else { jf });
             match u32::from(code) {
-                code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => accumulator = loaded,
+                code if code & 7 == libc::BPF_LD => accumulator = loaded(k as i32),
                 code if code == libc::BPF_ALU | libc::BPF_MOD => accumulator %= k,
                 code if code == libc::BPF_ALU | libc::BPF_ADD => accumulator += k,
-                code if code == libc::BPF_JMP | libc::BPF_JEQ => {
-                    at += if accumulator == k { 0 } else { usize::from(jf) };
-                }
-                code if code == libc::BPF_JMP | libc::BPF_JGE => {
-                    at += if accumulator >= k { 0 } else { usize::from(jf) };
-                }
+                code if code == libc::BPF_JMP | libc::BPF_JA => at += k as usize,
+                code if code == libc::BPF_JMP | libc::BPF_JEQ => at += skipped(accumulator == k),
+                code if code == libc::BPF_JMP | libc::BPF_JGE => at += skipped(accumulator >= k),
                 code if code == libc::BPF_RET | libc::BPF_A => return accumulator,
                 code if code == libc::BPF_RET => return k,
                 code => panic!("instruction {code:#x}"),
@@ -168,5 +169,22 @@ mod tests {
         assert_eq!([2, 5, 7].map(|cpu| run(&more_workers, cpu)), [0, 1, 3]);
         let fewer_workers = by_cpu(&[0, 1, 2, 3], 2);
         assert_eq!([0, 1, 2, 3].map(|cpu| run(&fewer_workers, cpu)), [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn any_number_of_own_connections_get_their_sockets_and_all_others_what_the_rest_answers() {
+        let ours: Vec<_> = (0..300).map(|n| (SocketAddr::from(([127, 0, 0, 9], 5000 + n as u16)), n)).collect();
+        let program = with_own(&ours, &vec![answer(1000)]);
+        let from = |protocol: i32, address: u32, port: u32| {
+            run_with(&program, |at| match at - libc::SKF_NET_OFF {
+                12 => address,
+                20 => port,
+                _ => protocol as u32,
+            })
+        };
+        assert_eq!([5000, 5001, 5299].map(|port| from(libc::ETH_P_IP, 0x7f00_0009, port)), [0, 1, 299]);
+        assert_eq!(from(libc::ETH_P_IP, 0x7f00_0009, 5300), 1000);
+        assert_eq!(from(libc::ETH_P_IP, 0x7f00_0001, 5000), 1000);
+        assert_eq!(from(libc::ETH_P_IPV6, 0x7f00_0009, 5000), 1000);
     }
 }

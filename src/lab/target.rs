@@ -1,5 +1,5 @@
-//! What `lab inspect` is pointed at: a process, a port, an address or a Unix socket, and the listeners and processes that
-//! it means.
+//! What `lab inspect` and `lab steer` are pointed at: a process, a port, an address or a Unix socket, and the listeners
+//! and processes that it means.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::sys::procfs::{Stat, comm, resident_kib, with_descendants};
 use crate::sys::sock_diag::{Listener, listeners, listens_in_network_of};
 use crate::terminal::printable;
 
-/// What is to be inspected, as the user names it.
+/// A server, as the user names it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
     Process(i32),
@@ -129,14 +129,17 @@ fn addresses_of(target: &Target, all: &[Listener]) -> BTreeSet<String> {
 
 /// All sockets of this network namespace that listen.
 pub fn all_listeners() -> Result<Vec<Listener>, String> {
-    listeners().map_err(|errno| {
-        let failure = Failure::new("ask the kernel for its sockets (sock_diag)", errno);
-        match errno {
-            Errno::EPERM | Errno::EACCES => failure.advise("a sandbox forbids it: run it outside").to_string(),
-            Errno::ENOENT => failure.advise("the kernel's module tcp_diag is not there: modprobe tcp_diag").to_string(),
-            _ => failure.to_string(),
-        }
-    })
+    listeners().map_err(no_sockets)
+}
+
+/// Why the kernel tells nothing of its sockets.
+pub fn no_sockets(errno: Errno) -> String {
+    let failure = Failure::new("ask the kernel for its sockets (sock_diag)", errno);
+    match errno {
+        Errno::EPERM | Errno::EACCES => failure.advise("a sandbox forbids it: run it outside").to_string(),
+        Errno::ENOENT => failure.advise("the kernel's module tcp_diag is not there: modprobe tcp_diag").to_string(),
+        _ => failure.to_string(),
+    }
 }
 
 fn inodes_of(all: &[Listener], addresses: &BTreeSet<String>) -> BTreeSet<u32> {

@@ -111,10 +111,76 @@ fn a_stopped_worker_gets_nothing_until_it_goes_on_and_the_group_is_as_it_was() {
     let out = steer.await_event("out");
     assert_eq!((&out["pid"], &out["why"]), (&worker.pid.into(), &"it is stopped by a signal".into()), "{out}");
     assert_eq!(ask(&server, 200), 0, "nobody may be sent to it");
+    let queued = || listeners().unwrap().iter().filter(|l| l.ip() == Some(server.addr)).map(|l| l.queued).sum::<u32>();
+    assert_eq!(queued(), 1, "only lab's own connection, which shows that its number is right");
     assert!(worker.resume(FOREVER));
     assert_eq!(steer.await_event("back")["pid"], worker.pid);
     assert_eq!(steer.end(), Some(0));
     assert!(has_no_program(&server));
+}
+
+#[test]
+fn when_all_are_out_all_get_connections_and_it_is_said() {
+    let server = start("reuseport", &["--workers", "2"]);
+    let mut steer = Steer::of(&server, "live-set");
+    let workers = children(server.pid());
+    assert!(workers.iter().all(|worker| worker.stop(FOREVER)));
+    steer.await_event("all-out");
+    assert!(workers.iter().all(|worker| worker.resume(FOREVER)));
+    let back = || steer.events().iter().filter(|event| event["event"] == "back").count();
+    assert!(poll_until(FOREVER, || (back() == 2).then_some(())).is_some(), "{:?}", steer.events());
+    assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)));
+}
+
+#[test]
+fn a_number_that_nobody_has_confirmed_is_not_taken_for_known() {
+    let server = start("reuseport", &["--workers", "5"]);
+    let mut steer = Steer::of(&server, "live-set");
+    let workers = children(server.pid());
+    let is_out = |pid| steer.events().iter().any(|event| event["event"] == "out" && event["pid"] == pid);
+    for stopped in &workers[3..] {
+        assert!(stopped.stop(FOREVER));
+        assert!(poll_until(FOREVER, || is_out(stopped.pid).then_some(())).is_some(), "{:?}", steer.events());
+    }
+    // Two die between two looks, the second one last: the stopped ones change places, and cannot say it.
+    let us = Process::find(steer.running.pid()).unwrap();
+    assert!(us.stop(FOREVER));
+    for (worker, left) in [(&workers[2], 4), (&workers[1], 3)] {
+        worker.kill();
+        let sockets = || listeners().unwrap().iter().filter(|l| l.ip() == Some(server.addr)).count();
+        assert!(poll_until(FOREVER, || (sockets() == left).then_some(())).is_some());
+    }
+    us.signal(Signal::SIGCONT);
+    let three = || steer.events().last().is_some_and(|last| last["pids"].as_array().map(Vec::len) == Some(3));
+    assert!(poll_until(FOREVER, || three().then_some(())).is_some(), "{:?}", steer.events());
+    assert!(workers[3].resume(FOREVER));
+    // Its number is known as soon as it has accepted, and that of the other with it.
+    let pids = || serde_json::to_value([Some(workers[0].pid), Some(workers[3].pid), Some(workers[4].pid)]).unwrap();
+    let is_known =
+        || steer.events().iter().rfind(|event| event["event"] == "changed").map(|last| last["pids"] == pids());
+    assert!(poll_until(FOREVER, || is_known().unwrap_or(false).then_some(())).is_some(), "{:?}", steer.events());
+    assert_eq!(ask(&server, 200), 0, "{:?}", steer.events());
+    assert!(workers[4].resume(FOREVER));
+    assert_eq!(steer.end(), Some(0));
+}
+
+#[test]
+fn a_socket_that_leaves_while_numbers_are_asked_is_no_error() {
+    let server = start("reuseport", &["--workers", "4"]);
+    let workers = children(server.pid());
+    // As long as it does not answer, they are asked.
+    assert!(workers[3].stop(FOREVER));
+    let running =
+        lab().launch(&["steer", &server.addr.to_string(), "--select", "live-set", "--replace", "--format", "json"]);
+    let mut steer = Steer { running: running.unwrap(), said: RefCell::default() };
+    let is_asked = || listeners().unwrap().iter().any(|l| l.ip() == Some(server.addr) && l.queued > 0);
+    assert!(poll_until(FOREVER, || is_asked().then_some(())).is_some());
+    workers[1].kill();
+    let begun = steer.await_event("steering");
+    let pids = begun["pids"].as_array().unwrap();
+    assert!(pids.len() == 3 && pids.iter().all(|pid| *pid != workers[1].pid && !pid.is_null()), "{begun}");
+    assert!(workers[3].resume(FOREVER));
+    assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)));
 }
 
 #[test]
@@ -278,6 +344,86 @@ fn a_command_is_started_steered_signalled_and_its_exit_status_is_ours() {
     assert!(report.contains(r#""model":"reuseport""#), "{report}");
     let ended = Command::new(LAB).args(["steer", "--select", "cpu", "--", "sh", "-c", "exit 7"]).output().unwrap();
     assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+}
+
+/// Three processes that wait in accept(2), each with a listener of its own; the last one is the parent.
+const BLOCKING: &str = "
+import os, socket
+def listener(port):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(('127.0.0.1', port))
+    s.listen(100)
+    return s
+s = listener(0)
+port = s.getsockname()[1]
+for _ in range(2):
+    if not os.fork(): break
+    s.close()
+    s = listener(port)
+while True:
+    c, _ = s.accept()
+    try: c.recv(100)
+    except OSError: pass
+    c.close()
+";
+
+#[test]
+fn of_a_command_the_watchdog_is_no_worker_although_it_has_a_listener() {
+    if on_path("python3").is_none() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let words = ["steer", "--select", "live-set", "--format", "json", "--", "python3", "-c", BLOCKING];
+    let mut running = lab().launch(&words).unwrap();
+    let said = RefCell::new(String::new());
+    let pids_of = |event: &str| {
+        *said.borrow_mut() += &running.unread_stderr();
+        let said = said.borrow();
+        let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found = events.filter(|found| found["event"] == event).last()?;
+        Some(found["pids"].as_array()?.iter().map(|pid| pid.as_i64().unwrap_or(0) as i32).collect::<Vec<_>>())
+    };
+    let begun = poll_until(FOREVER, || pids_of("steering")).unwrap_or_else(|| panic!("{}", said.borrow()));
+    assert_eq!(begun.len(), 3, "{}", said.borrow());
+    // The last that was forked: what is looked at afterwards has been looked for again.
+    let killed = begun.iter().max().unwrap();
+    Process::find(*killed).unwrap().kill();
+    let left = poll_until(FOREVER, || pids_of("changed").filter(|pids| pids.len() == 2));
+    let left = left.unwrap_or_else(|| panic!("{}", said.borrow()));
+    assert!(left.iter().all(|pid| begun.contains(pid) && pid != killed), "{}", said.borrow());
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.await_exit(FOREVER).unwrap().unwrap().code(), Some(143));
+}
+
+#[test]
+fn a_command_that_cannot_be_steered_is_ended_and_that_is_said() {
+    let server = kind("tokio").path;
+    let listen = ["--listen", "127.0.0.1:0", "--workers", "2", "--runtime", "per-core"];
+    let words = [&["steer", "--select", "live-set", "--", server][..], &listen].concat();
+    let output = Command::new(LAB).args(words).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("by threads") && said.ends_with("the command was ended (SIGTERM)\n"), "{said}");
+}
+
+#[test]
+fn its_own_file_may_be_replaced_before_the_watchdog_is_started() {
+    let folder = std::env::temp_dir().join(format!("acceptlab-steer-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let copy = folder.join("lab");
+    fs::copy(LAB, &copy).unwrap();
+    let script = format!("rm {}; exec {} --workers 2 --listen 127.0.0.1:0", copy.display(), kind("reuseport").path);
+    let words = ["steer", "--select", "cpu", "--", "sh", "-c", &script];
+    let mut running = Program::new(&[copy.display().to_string()]).launch(&words).unwrap();
+    let mut said = String::new();
+    let is_steered = poll_until(FOREVER, || {
+        said += &running.unread_stderr();
+        (said.contains("is steered by cpu") || running.has_ended()).then_some(())
+    });
+    fs::remove_dir_all(&folder).unwrap();
+    assert!(is_steered.is_some() && said.contains("is steered by cpu"), "{said}");
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.await_exit(FOREVER).unwrap().unwrap().code(), Some(0));
 }
 
 fn steer(words: &[&str]) -> Output {

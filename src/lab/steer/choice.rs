@@ -32,8 +32,9 @@ impl Select {
 pub struct Candidate {
     /// Its worker accepts.
     pub is_live: bool,
-    /// Connections of its worker, open or waiting, beside a number that is the same for all.
-    pub load: u64,
+    /// Connections of its worker, open or waiting, beside a number that is the same for all. Where they are not known,
+    /// they count as the most.
+    pub load: Option<u64>,
     /// The only CPU on which its worker may run.
     pub cpu: Option<usize>,
 }
@@ -54,10 +55,10 @@ pub fn program(select: Select, candidates: &[Candidate], cpus: &[usize]) -> BpfP
         }
         Select::LeastLoaded => {
             let live = || candidates.iter().filter(|candidate| !is_dead(candidate));
-            let most = live().map(|candidate| candidate.load).max().unwrap_or(0);
+            let most = live().filter_map(|candidate| candidate.load).max().unwrap_or(0);
             let share = |candidate: &Candidate| match is_dead(candidate) {
                 true => 0,
-                false => (most - candidate.load + 1).min(MOST_SHARE) as u32,
+                false => (most - candidate.load.unwrap_or(most) + 1).min(MOST_SHARE) as u32,
             };
             weighted(&candidates.iter().map(share).collect::<Vec<_>>())
         }
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     fn candidates(live_and_load: &[(bool, u64)]) -> Vec<Candidate> {
-        live_and_load.iter().map(|&(is_live, load)| Candidate { is_live, load, cpu: None }).collect()
+        live_and_load.iter().map(|&(is_live, load)| Candidate { is_live, load: Some(load), cpu: None }).collect()
     }
 
     #[test]
@@ -93,6 +94,8 @@ mod tests {
     fn fewer_connections_are_a_larger_share() {
         let loads = candidates(&[(true, 10), (true, 7), (false, 0), (true, 9)]);
         assert_eq!(program(Select::LeastLoaded, &loads, &[0]), weighted(&[1, 4, 0, 2]));
+        let unknown = [Candidate { load: None, ..loads[0].clone() }, loads[1].clone(), loads[3].clone()];
+        assert_eq!(program(Select::LeastLoaded, &unknown, &[0]), weighted(&[1, 3, 1]));
     }
 
     #[test]

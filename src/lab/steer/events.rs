@@ -32,6 +32,12 @@ pub enum Event<'a> {
         number: usize,
         pid: Option<i32>,
     },
+    /// No worker is left: all get connections, because a queue is better than none.
+    AllOut,
+    /// The command has no group yet.
+    Waiting {
+        why: &'a str,
+    },
     Ended {
         why: &'a str,
     },
@@ -78,6 +84,8 @@ impl Event<'_> {
             Event::Changed { pids } => format!("the group has changed: {}", sockets(pids)),
             Event::Out { number, pid, why } => format!("{} gets no new connection: {why}", worker(*number, *pid)),
             Event::Back { number, pid } => format!("{} gets connections again", worker(*number, *pid)),
+            Event::AllOut => "no worker accepts: connections go to all of them again".to_string(),
+            Event::Waiting { why } => format!("not steered yet: {why}"),
             Event::Ended { why } => why.to_string(),
         }
     }

@@ -2,7 +2,7 @@
 //! attached. A duplicate of a listener keeps its queue in the group after its worker has closed it, so ours lives for
 //! the time of one call, and the watchdog has another one for as long as the listener is the server's, too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -16,27 +16,39 @@ use nix::unistd::Pid;
 
 use super::probe::{Probe, acceptors};
 use crate::failure::Failure;
-use crate::lab::inspect::look::{Look, Process};
-use crate::lab::inspect::{Observer, Target};
+use crate::lab::target::{Target, all_listeners, no_sockets};
 use crate::machine::sysctl;
 use crate::sys::bpf::attach_classic;
-use crate::sys::descriptors::{Descriptors, Link};
+use crate::sys::descriptors::{Descriptors, Link, epoll_entries};
 use crate::sys::foreign_listener::{duplicate, inode};
 use crate::sys::pidfd::PidFd;
+use crate::sys::procfs::{Stat, comm, with_descendants};
 use crate::sys::sock_diag::{Extra, LISTEN, tcp_sockets};
+use crate::units::thread_cpu_ns;
 
 /// Processes are looked for again after this time, longer where it costs more.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-const PAUSE_PER_COST: u32 = 50;
+const PAUSE_PER_COST: u32 = 200;
 
 /// So many connections go to one of two sockets by chance once in 2^15 times.
 const TRIED: usize = 16;
 
 pub struct Group {
     pub address: SocketAddr,
-    observer: Observer,
+    /// Those that have a socket of the group, their descendants, and their brothers with theirs.
+    processes: Vec<Process>,
     next_refresh: Instant,
     pub holder: Holder,
+}
+
+/// What a process has of the group.
+#[derive(Clone, Default)]
+struct Process {
+    pid: i32,
+    started: u64,
+    holds: BTreeSet<u32>,
+    /// Those of them that its epoll instances watch.
+    watches: BTreeSet<u32>,
 }
 
 /// A process and its descriptor of one of the sockets.
@@ -50,12 +62,10 @@ pub struct Holder {
 impl Group {
     /// # Errors
     /// One line: why nothing can be chosen there, and what to do.
-    pub fn find(target: Target) -> Result<Group, String> {
-        let mut observer = Observer::begin(target.clone()).map_err(|why| why + &datagrams(&target))?;
-        observer.look()?;
-        let all = &last(&observer).listeners;
+    pub fn find(target: &Target) -> Result<Group, String> {
+        let found = target.find().map_err(|why| why + &datagrams(target))?;
+        let (all, addresses) = (all_listeners()?, &found.addresses);
         let sockets = |address: &str| all.iter().filter(|listener| listener.address == address).count();
-        let addresses: BTreeSet<&str> = all.iter().map(|listener| listener.address.as_str()).collect();
         let groups: Vec<SocketAddr> =
             addresses.iter().filter(|a| sockets(a) > 1).filter_map(|a| a.parse().ok()).collect();
         let address = match groups[..] {
@@ -64,7 +74,7 @@ impl Group {
                 return Err(format!("{target} is a Unix socket, which has one queue: there is nothing to choose"));
             }
             [] => {
-                let named = addresses.into_iter().collect::<Vec<_>>().join(", ");
+                let named = addresses.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
                 return Err(format!(
                     "{named} has one socket: there is no group to choose in; let each worker listen with \
                      SO_REUSEPORT (nginx: `listen … reuseport`), with 2 workers at least"
@@ -75,20 +85,16 @@ impl Group {
                 return Err(format!("{target} has several groups: {named}; name one of these addresses"));
             }
         };
-        // From now on this address alone.
-        let mut observer = Observer::begin(Target::Address(address))?;
-        observer.look()?;
+        let holders = found.holders.into_keys().map(|pid| Process { pid, ..Process::default() }).collect();
+        let processes = read_processes(holders, &queues(address)?, None);
         let hidden = || format!("who has the sockets of {address} cannot be seen; run it as root");
-        let holder = Holder::find(last(&observer))?.ok_or_else(hidden)?;
-        Ok(Group { address, observer, next_refresh: Instant::now() + REFRESH_EVERY, holder })
+        let holder = Holder::find(&processes)?.ok_or_else(hidden)?;
+        Ok(Group { address, processes, next_refresh: Instant::now() + REFRESH_EVERY, holder })
     }
 
     /// The sockets of the group and how many connections wait in each, in no order that means anything.
-    pub fn queues(&self) -> Vec<(u32, u32)> {
-        let family = if self.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let all = tcp_sockets(family, 1 << LISTEN, self.address.port(), 0, Extra::Nothing).unwrap_or_default();
-        let ours = all.into_iter().filter(|socket| socket.local == self.address);
-        ours.map(|socket| (socket.inode, socket.received)).collect()
+    pub fn queues(&self) -> Result<BTreeMap<u32, u32>, String> {
+        queues(self.address)
     }
 
     pub fn is_refresh_due(&self) -> bool {
@@ -97,26 +103,26 @@ impl Group {
 
     /// Looks for the processes again, and for another holder if this one has closed the listener. False when nobody has
     /// one any more but the watchdog.
-    pub fn refresh(&mut self) -> Result<bool, String> {
-        let cost = self.observer.look()?;
-        let looks = &mut self.observer.recording.looks;
-        looks.drain(..looks.len() - 1);
+    pub fn refresh(&mut self, watchdog: i32) -> Result<bool, String> {
+        let begun_ns = thread_cpu_ns();
+        let known = std::mem::take(&mut self.processes);
+        self.processes = read_processes(known, &self.queues()?, Some(watchdog));
+        let cost = Duration::from_nanos(thread_cpu_ns() - begun_ns);
         self.next_refresh = Instant::now() + REFRESH_EVERY.max(cost * PAUSE_PER_COST);
         if !self.holder.holds() {
-            let Some(holder) = Holder::find(last(&self.observer))? else { return Ok(false) };
+            let Some(holder) = Holder::find(&self.processes)? else { return Ok(false) };
             self.holder = holder;
         }
         Ok(true)
     }
 
     pub fn pids(&self) -> Vec<i32> {
-        last(&self.observer).processes.iter().map(|process| process.pid).collect()
+        self.processes.iter().map(|process| process.pid).collect()
     }
 
     /// The name of the server's program.
     pub fn program(&self) -> String {
-        let name = fs::read_to_string(format!("/proc/{}/comm", self.holder.pid));
-        name.unwrap_or_default().trim().to_string()
+        comm(self.holder.pid)
     }
 
     /// Finds out whether the kernel's hash chooses, by connections of ours: it gives those from one address and port the
@@ -125,8 +131,8 @@ impl Group {
     /// # Errors
     /// When the group has a program of its own, which nobody could give back.
     pub fn has_no_program(&self) -> Result<(), String> {
-        let (sockets, pids) = (self.queues(), self.pids());
-        let acceptors: BTreeSet<Option<i32>> = sockets.iter().map(|(inode, _)| self.acceptor(*inode)).collect();
+        let (sockets, pids) = (self.queues()?, self.pids());
+        let acceptors: BTreeSet<Option<i32>> = sockets.keys().map(|socket| self.acceptor(*socket)).collect();
         // Of threads it cannot be seen which of them accepts.
         if acceptors.len() < 2 {
             return Ok(());
@@ -135,7 +141,7 @@ impl Group {
         let first = from_addresses(self.address, &[None; TRIED], &pids).map_err(failed)?;
         let again: Vec<Option<SocketAddr>> = first.iter().map(|(ours, _)| Some(*ours)).collect();
         let second = from_addresses(self.address, &again, &pids).map_err(failed)?;
-        if self.queues().iter().map(|(inode, _)| inode).ne(sockets.iter().map(|(inode, _)| inode)) {
+        if self.queues()?.keys().ne(sockets.keys()) {
             // Still growing.
             return self.has_no_program();
         }
@@ -160,11 +166,18 @@ impl Group {
     /// The process that accepts from a socket: the latest that has it in an epoll instance, or that has it alone.
     pub fn acceptor(&self, socket: u32) -> Option<i32> {
         let with = |accepts: fn(&Process, u32) -> bool| {
-            let all = last(&self.observer).processes.iter().filter(|process| accepts(process, socket));
+            let all = self.processes.iter().filter(|process| accepts(process, socket));
             all.max_by_key(|process| (process.started, process.pid)).map(|process| process.pid)
         };
-        with(|process, socket| process.watches.iter().any(|watch| watch.listener == socket))
-            .or_else(|| with(|process, socket| process.holds == BTreeSet::from([socket])))
+        with(|process, socket| process.watches.contains(&socket))
+            .or_else(|| with(|process, socket| process.watches.is_empty() && process.holds == BTreeSet::from([socket])))
+    }
+
+    /// The socket that a process accepts from, if it is one.
+    pub fn socket_of(&self, pid: i32) -> Option<u32> {
+        let process = self.processes.iter().find(|process| process.pid == pid)?;
+        let sockets = if process.watches.is_empty() { &process.holds } else { &process.watches };
+        sockets.first().filter(|_| sockets.len() == 1).copied()
     }
 
     /// # Errors
@@ -182,18 +195,47 @@ fn from_addresses(
 ) -> io::Result<Vec<(SocketAddr, Option<i32>)>> {
     let mut probes = ours.iter().map(|ours| Probe::bind(server, *ours)).collect::<io::Result<Vec<Probe>>>()?;
     probes.iter_mut().try_for_each(Probe::connect)?;
-    let acceptors = acceptors(&probes, pids);
+    let acceptors = acceptors(&mut probes, pids)?;
     Ok(probes.iter().map(Probe::ours).zip(acceptors).collect())
 }
 
-fn last(observer: &Observer) -> &Look {
-    observer.recording.looks.last().expect("it has looked")
+fn queues(address: SocketAddr) -> Result<BTreeMap<u32, u32>, String> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let all = tcp_sockets(family, 1 << LISTEN, address.port(), 0, Extra::Nothing).map_err(no_sockets)?;
+    let ours = all.into_iter().filter(|socket| socket.local == address);
+    Ok(ours.map(|socket| (socket.inode, socket.received)).collect())
+}
+
+/// The processes of a server as they are now. A process that watches its socket goes on to do so: the kernel keeps an
+/// epoll instance locked while it lists it, so it is asked once.
+fn read_processes(known: Vec<Process>, sockets: &BTreeMap<u32, u32>, watchdog: Option<i32>) -> Vec<Process> {
+    let stats: Vec<Stat> = Stat::all_processes().filter(|stat| Some(stat.pid) != watchdog).collect();
+    let before = |pid: i32| known.iter().find(|process| process.pid == pid);
+    let of_known = stats.iter().filter(|stat| before(stat.pid).is_some());
+    // What process 1 has started is not one server.
+    let parents: BTreeSet<i32> = of_known.map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
+    let family = with_descendants(&stats, |stat| before(stat.pid).is_some() || parents.contains(&stat.parent));
+    let read = |stat: &Stat| {
+        let descriptors = Descriptors::of(stat.pid)?;
+        let holds: BTreeSet<u32> = descriptors.sockets().filter(|inode| sockets.contains_key(inode)).collect();
+        let is_same = |process: &&Process| process.started == stat.started && process.holds == holds;
+        let watches = match before(stat.pid).filter(is_same).filter(|process| !process.watches.is_empty()) {
+            Some(process) => process.watches.clone(),
+            None if holds.is_empty() => BTreeSet::new(),
+            None => {
+                let watched = descriptors.with(Link::Epoll).flat_map(|number| epoll_entries(stat.pid, number));
+                watched.map(|(inode, _)| inode).filter(|inode| holds.contains(inode)).collect()
+            }
+        };
+        Some(Process { pid: stat.pid, started: stat.started, holds, watches })
+    };
+    family.into_iter().filter(|stat| stat.is_alive()).filter_map(read).collect()
 }
 
 impl Holder {
     /// The process that has most of the sockets: a master keeps them when its workers come and go.
-    fn find(look: &Look) -> Result<Option<Holder>, String> {
-        let mut holders: Vec<&Process> = look.processes.iter().filter(|process| !process.holds.is_empty()).collect();
+    fn find(processes: &[Process]) -> Result<Option<Holder>, String> {
+        let mut holders: Vec<&Process> = processes.iter().filter(|process| !process.holds.is_empty()).collect();
         holders.sort_by_key(|process| (std::cmp::Reverse(process.holds.len()), process.started, process.pid));
         let mut why = None;
         for process in holders {

@@ -28,18 +28,20 @@ use nix::unistd::Pid;
 
 use crate::console::Format;
 use crate::failure::Failure;
-use crate::lab::inspect::{Target, enter_namespace_of};
+use crate::lab::inspect::enter_namespace_of;
+use crate::lab::target::Target;
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::process::spawn_child;
 use crate::sys::signal::SignalQueue;
 pub use choice::Select;
-use events::Events;
+use events::{Event, Events};
 use group::Group;
 use steering::Steering;
 
 /// Between two looks; what they show is this old at most when a connection comes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// A command has its group within this time.
+/// A command has its group within this time; it is said when it takes longer than the first.
+const LISTENS_SOON: Duration = Duration::from_secs(2);
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
 
 const PASSED_ON: [Signal; 5] = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH];
@@ -90,17 +92,23 @@ pub fn run(options: Options) -> Result<u8, String> {
         server.signal(Signal::SIGTERM);
     }
     let status = server.status(&signals)?;
-    steered.map(|()| status)
+    steered.map(|()| status).map_err(|why| why + "; the command was ended (SIGTERM)")
 }
 
 fn steer(options: &Options, signals: &SignalQueue, mut server: Option<&mut Server>) -> Result<(), String> {
     let own = server.as_ref().map(|server| Target::Process(server.child.id() as i32));
     let target = options.target.clone().or(own).expect("clap asks for a target or a command");
-    let deadline = Instant::now() + LISTENS_WITHIN;
+    let mut events = Events::new(options.format == Format::Json, server.is_some());
+    let begun = Instant::now();
+    let mut is_said = false;
     let group = loop {
-        match Group::find(target.clone()) {
+        match Group::find(&target) {
             Ok(group) => break group,
-            Err(why) if server.is_none() || Instant::now() > deadline => return Err(why),
+            Err(why) if server.is_none() || begun.elapsed() > LISTENS_WITHIN => return Err(why),
+            Err(why) if begun.elapsed() > LISTENS_SOON && !is_said => {
+                events.say(&Event::Waiting { why: &why });
+                is_said = true;
+            }
             Err(_) => {}
         }
         if wait(signals, None, server.as_deref_mut())?.is_some() {
@@ -110,7 +118,6 @@ fn steer(options: &Options, signals: &SignalQueue, mut server: Option<&mut Serve
     if !options.replace {
         group.has_no_program()?;
     }
-    let events = Events::new(options.format == Format::Json, server.is_some());
     let select = options.select.expect("clap asks for it");
     let mut steering = Steering::begin(group, select, events)?;
     loop {

@@ -2,18 +2,16 @@
 //! process that accepts it is the one that this number belongs to, and a connection that nobody accepts is in a queue
 //! that does not drain.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::AddressFamily;
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::observe::processes::poll_until;
 use crate::sys::descriptors::Descriptors;
-use crate::sys::sock_diag::{ANY_CONNECTION, Extra, tcp_sockets};
+use crate::sys::sock_diag::tcp_connection;
 
 /// A worker that is free accepts within this time, also on a busy machine.
 pub const ACCEPTED_WITHIN: Duration = Duration::from_millis(500);
@@ -27,7 +25,10 @@ pub struct Probe {
     ours: SocketAddr,
     server: SocketAddr,
     begun: Instant,
-    has_spoken: Cell<bool>,
+    has_spoken: bool,
+    is_over: bool,
+    /// The inode of the server's end, once somebody has accepted it.
+    accepted: Option<u32>,
 }
 
 impl Probe {
@@ -48,7 +49,8 @@ impl Probe {
         socket.set_linger(Some(Duration::ZERO))?;
         socket.bind(&ours.unwrap_or(from).into())?;
         let stream = TcpStream::from(socket);
-        Ok(Probe { ours: stream.local_addr()?, stream, server, begun: Instant::now(), has_spoken: Cell::new(false) })
+        let (ours, begun) = (stream.local_addr()?, Instant::now());
+        Ok(Probe { stream, ours, server, begun, has_spoken: false, is_over: false, accepted: None })
     }
 
     pub fn ours(&self) -> SocketAddr {
@@ -61,6 +63,8 @@ impl Probe {
         let socket = socket2::SockRef::from(&self.stream);
         match socket.connect(&self.server.into()) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+            // Nobody listens any more: the next look sees it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
             other => other,
         }
     }
@@ -69,40 +73,41 @@ impl Probe {
         self.begun.elapsed()
     }
 
-    /// The inode of the server's end, once somebody has accepted it.
-    pub fn inode(&self) -> Option<u32> {
-        let family = if self.server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let (theirs, ours) = (self.server.port(), self.ours.port());
-        let found = tcp_sockets(family, ANY_CONNECTION, theirs, ours, Extra::Nothing).unwrap_or_default();
-        let it = found.iter().find(|socket| socket.remote.ip() == self.ours.ip() && socket.inode != 0);
-        if it.is_none() && self.age() > SILENT_FOR && !self.has_spoken.replace(true) {
+    /// Whether nobody waits for it any more: it was accepted, and perhaps closed again. Until then the server gets an
+    /// empty line in time.
+    pub fn poll(&mut self) -> nix::Result<bool> {
+        if self.is_over {
+            return Ok(true);
+        }
+        let is_waiting = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        let theirs = tcp_connection(self.server, self.ours)?;
+        self.accepted = theirs.map(|socket| socket.inode).filter(|inode| *inode != 0);
+        self.is_over = self.accepted.is_some() || !(&self.stream).read(&mut [0]).is_err_and(is_waiting);
+        if !self.is_over && self.age() > SILENT_FOR && !self.has_spoken {
+            self.has_spoken = true;
             // Where there is no connection there is nobody to hear it.
             let _ = (&self.stream).write(b"\r\n");
         }
-        it.map(|socket| socket.inode)
+        Ok(self.is_over)
     }
 
-    /// Nobody waits for it any more: it was accepted, and perhaps closed again.
+    /// What [`Probe::poll`] has returned last.
     pub fn is_over(&self) -> bool {
-        let is_waiting = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
-        self.inode().is_some() || !(&self.stream).read(&mut [0]).is_err_and(is_waiting)
+        self.is_over
     }
 }
 
-/// Who has accepted each of the probes, as soon as all are accepted or the time is up.
-pub fn acceptors<'a>(probes: impl IntoIterator<Item = &'a Probe>, pids: &[i32]) -> Vec<Option<i32>> {
-    let probes: Vec<&Probe> = probes.into_iter().collect();
-    let mut inodes: Vec<Option<u32>> = vec![None; probes.len()];
-    poll_until(ACCEPTED_WITHIN, || {
-        for (inode, probe) in inodes.iter_mut().zip(&probes).filter(|(inode, _)| inode.is_none()) {
-            *inode = probe.inode();
-        }
-        inodes.iter().all(Option::is_some).then_some(())
+/// Who has accepted each of the probes, as soon as all are over or the time is up.
+pub fn acceptors(probes: &mut [Probe], pids: &[i32]) -> nix::Result<Vec<Option<i32>>> {
+    let all_over = |probes: &mut [Probe]| probes.iter_mut().try_fold(true, |all, probe| Ok(probe.poll()? && all));
+    let polled = poll_until(ACCEPTED_WITHIN, || match all_over(probes) {
+        Ok(false) => None,
+        end => Some(end),
     });
+    polled.unwrap_or(Ok(false))?;
     let mut owners: BTreeMap<u32, i32> = BTreeMap::new();
     for &pid in pids {
-        let sockets = Descriptors::of(pid).map(|found| found.sockets().collect::<Vec<_>>()).unwrap_or_default();
-        owners.extend(sockets.into_iter().filter(|inode| inodes.contains(&Some(*inode))).map(|inode| (inode, pid)));
+        owners.extend(Descriptors::of(pid).iter().flat_map(Descriptors::sockets).map(|inode| (inode, pid)));
     }
-    inodes.iter().map(|inode| owners.get(inode.as_ref()?).copied()).collect()
+    Ok(probes.iter().map(|probe| owners.get(&probe.accepted?).copied()).collect())
 }

@@ -5,8 +5,9 @@
 //! ([`super::probe`]); the program sends them there, and all others where they go anyway.
 //!
 //! A worker gets nothing while it is stopped by a signal, or while a connection of ours waits in its queue for longer
-//! than [`ACCEPTED_WITHIN`]. Ours is sent when others have waited there at every look for a tenth of a second, and the
-//! worker is back when it has accepted it: a queue is first in, first out, so all before it were accepted, too.
+//! than [`ACCEPTED_WITHIN`]. Ours is sent when others have waited there for a tenth of a second, and never fewer than at
+//! the look before; the worker is back when it has accepted it: a queue is first in, first out, so all before it were
+//! accepted, too. A worker that is stopped gets one as well: were it accepted, the number would be another worker's.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,17 +22,19 @@ use super::events::{Event, Events};
 use super::group::Group;
 use super::probe::{ACCEPTED_WITHIN, Probe, acceptors};
 use super::watchdog::Watchdog;
-use crate::classic_bpf::{BpfProgram, MAX_OWN, with_own};
+use crate::classic_bpf::{BpfProgram, with_own};
 use crate::cpu;
 use crate::failure::Failure;
+use crate::lab::target::no_sockets;
 use crate::sys::foreign_listener::detach_selector;
 use crate::sys::procfs::{Stat, descriptors};
 
-/// A queue that was never empty for so long may be one that nobody accepts from.
+/// A queue that has not become shorter for so long may be one that nobody accepts from.
 const DOUBT_AFTER: Duration = Duration::from_millis(100);
 
-/// A worker that is out, and whose queue grows by more than this, has another number than was found.
-const FEW_MORE: u32 = 50;
+const STOPPED: &str = "it is stopped by a signal";
+const HANGS: &str = "it does not accept";
+const ENDED: &str = "the server does not listen any more";
 
 /// By its number in the group.
 #[derive(Default)]
@@ -40,15 +43,15 @@ struct Member {
     socket: Option<u32>,
     /// Who accepts from it.
     pid: Option<i32>,
+    /// Who has accepted the connection that asked for this number.
+    answer: Option<i32>,
     queued: u32,
-    /// Since when connections have waited at every look.
+    /// Since when connections have waited, and never fewer than at the look before.
     waits_since: Option<Instant>,
     /// A connection of ours that nobody has accepted yet.
     probe: Option<Probe>,
     /// Why it gets no connection.
     out: Option<&'static str>,
-    /// How many waited when the program that passes it over was attached.
-    queued_when_out: Option<u32>,
 }
 
 pub struct Steering {
@@ -59,6 +62,13 @@ pub struct Steering {
     sockets: BTreeSet<u32>,
     attached: BpfProgram,
     watchdog: Watchdog,
+    /// The socket of which the watchdog has a duplicate.
+    handed_over: Option<u32>,
+    /// Counts the looks: each is the turn of one worker.
+    looks: usize,
+    has_died: bool,
+    all_out: bool,
+    said: Vec<Option<i32>>,
     events: Events,
 }
 
@@ -67,102 +77,186 @@ impl Steering {
     pub fn begin(group: Group, select: Select, events: Events) -> Result<Steering, String> {
         let watchdog = Watchdog::start()?;
         let (members, sockets, attached) = (Vec::new(), BTreeSet::new(), BpfProgram::new());
-        let mut steering = Steering { group, select, members, sockets, attached, watchdog, events };
-        let begun = steering.hand_over().and_then(|()| steering.number_sockets());
-        let begun = begun.and_then(|()| steering.choose());
-        if let Err(why) = begun {
-            steering.watchdog.release();
+        let (handed_over, looks, has_died, all_out, said) = (None, 0, false, false, Vec::new());
+        let mut steering = Steering {
+            group,
+            select,
+            members,
+            sockets,
+            attached,
+            watchdog,
+            handed_over,
+            looks,
+            has_died,
+            all_out,
+            said,
+            events,
+        };
+        if let Err(why) = steering.attach_first() {
+            steering.give_back();
             return Err(why);
         }
-        let (address, program, pids) = (steering.group.address.to_string(), steering.group.program(), steering.pids());
+        let (address, program) = (steering.group.address.to_string(), steering.group.program());
+        steering.said = steering.pids();
+        let pids = steering.said.clone();
         steering.events.say(&Event::Steering { address, program, select, pids });
         Ok(steering)
     }
 
-    /// Gives the group back, also where the watchdog was killed.
-    pub fn end(mut self, why: &str) {
+    fn attach_first(&mut self) -> Result<(), String> {
+        if self.refresh()? {
+            self.number_sockets()?;
+        }
+        if self.members.is_empty() {
+            return Err(ENDED.to_string());
+        }
+        self.choose().map(drop)
+    }
+
+    pub fn end(self, why: &str) {
+        self.give_back().say(&Event::Ended { why });
+    }
+
+    /// Takes the program away, also where the watchdog was killed.
+    fn give_back(mut self) -> Events {
         if self.watchdog.has_ended() {
             // A listener that is gone has no program to lose.
             let _ = self.group.holder.duplicate().and_then(detach_selector);
         }
         self.watchdog.release();
-        self.events.say(&Event::Ended { why });
+        self.events
     }
 
     fn pids(&self) -> Vec<Option<i32>> {
         self.members.iter().map(|member| member.pid).collect()
     }
 
-    fn hand_over(&self) -> Result<(), String> {
-        match self.group.holder.duplicate().and_then(|member| self.watchdog.hand_over(member)) {
-            // It is gone again, and the next look finds another.
-            Ok(()) | Err(Errno::ESRCH | Errno::EBADF) => Ok(()),
-            Err(errno) => Err(Failure::new("give the watchdog a duplicate of a listener", errno).to_string()),
+    fn hand_over(&mut self) -> Result<(), String> {
+        let socket = Some(self.group.holder.socket());
+        if self.handed_over == socket {
+            return Ok(());
         }
+        match self.group.holder.duplicate().and_then(|member| self.watchdog.hand_over(member)) {
+            Ok(()) => self.handed_over = socket,
+            // It is gone again, and the next look finds another.
+            Err(Errno::ESRCH | Errno::EBADF) => {}
+            Err(errno) => return Err(Failure::new("give the watchdog a duplicate of a listener", errno).to_string()),
+        }
+        Ok(())
     }
 
     /// Looks once, and attaches another program if there is a reason. Why to end, where there is a reason.
     pub fn look(&mut self) -> Result<Option<&'static str>, String> {
-        const ENDED: &str = "the server does not listen any more";
         if self.watchdog.has_ended() {
             return Err(
                 "the watchdog was killed; without it nobody would give the group back after a SIGKILL".to_string()
             );
         }
-        let queues = self.group.queues();
-        if queues.is_empty() {
-            return Ok(Some(ENDED));
-        }
-        let is_same =
-            queues.len() == self.sockets.len() && queues.iter().all(|(inode, _)| self.sockets.contains(inode));
-        let has_died = self.members.iter().filter_map(|member| member.pid).any(|pid| !is_alive(pid));
-        if (!is_same || has_died || self.group.is_refresh_due()) && !self.refresh()? {
+        let queues = self.group.queues()?;
+        let is_same = queues.keys().eq(&self.sockets);
+        if (!is_same || self.has_died || self.group.is_refresh_due()) && !self.refresh()? {
             return Ok(Some(ENDED));
         }
         if !is_same {
-            self.number_again()?;
+            self.number_sockets()?;
+        }
+        if self.members.is_empty() {
+            return Ok(Some(ENDED));
         }
         for member in &mut self.members {
-            let queue = queues.iter().find(|(inode, _)| Some(*inode) == member.socket);
-            member.queued = queue.map_or(0, |(_, queued)| *queued);
+            let queued = member.socket.and_then(|socket| queues.get(&socket)).copied().unwrap_or(0);
+            // Only accept(2) takes one out.
+            if queued == 0 || queued < member.queued {
+                member.waits_since = None;
+            }
+            member.queued = queued;
         }
         if self.select.looks_at_workers() {
             self.look_at_workers()?;
         }
-        self.choose().map(|()| None)
+        self.choose()?;
+        self.say_changes();
+        Ok(None)
+    }
+
+    fn say_changes(&mut self) {
+        let pids = self.pids();
+        if pids != self.said {
+            self.events.say(&Event::Changed { pids: pids.clone() });
+            self.said = pids;
+        }
+        let all_out = self.members.iter().all(|member| member.out.is_some());
+        if all_out && !self.all_out {
+            self.events.say(&Event::AllOut);
+        }
+        self.all_out = all_out;
     }
 
     /// Looks for the processes again. False when none of them listens any more.
     fn refresh(&mut self) -> Result<bool, String> {
-        let had = self.group.holder.socket();
-        match self.group.refresh() {
-            Ok(true) => {}
-            // The kernel may have closed the last of them meanwhile.
-            Err(why) if !self.group.queues().is_empty() => return Err(why),
-            Ok(false) | Err(_) => return Ok(false),
+        self.has_died = false;
+        if !self.group.refresh(self.watchdog.pid())? {
+            return Ok(false);
         }
-        if self.group.holder.socket() != had {
-            self.hand_over()?;
-        }
-        let before = self.pids();
+        self.hand_over()?;
         for member in &mut self.members {
             let pid = member.socket.and_then(|socket| self.group.acceptor(socket));
             member.pid = pid.or(member.pid.filter(|pid| is_alive(*pid)));
         }
-        if self.pids() != before {
-            self.events.say(&Event::Changed { pids: self.pids() });
+        Ok(true)
+    }
+
+    /// Finds out which number belongs to whom. What the kernel does when sockets leave or join is known: the last takes
+    /// the place of one that leaves (`reuseport_detach_sock`), and a new one is the last. Of two that leave between two
+    /// looks the order is not known, though, so that is what is attached while all are asked, and only the answers count.
+    fn number_sockets(&mut self) -> Result<(), String> {
+        loop {
+            self.expect_numbers()?;
+            // While they are asked a number may go from one to another.
+            if self.ask()? && self.group.queues()?.keys().eq(&self.sockets) {
+                return self.take_answers();
+            }
+            if !self.refresh()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn expect_numbers(&mut self) -> Result<(), String> {
+        let now: BTreeSet<u32> = self.group.queues()?.into_keys().collect();
+        let has_left = |member: &Member| member.socket.is_some_and(|socket| !now.contains(&socket));
+        while let Some(number) = self.members.iter().position(has_left) {
+            self.members.swap_remove(number);
+        }
+        self.members.extend(now.difference(&self.sockets).map(|&socket| Member::of(socket)));
+        if self.members.len() != now.len() {
+            // One of which the socket was not known has left.
+            self.members = now.iter().map(|&socket| Member::of(socket)).collect();
+        }
+        self.sockets = now;
+        Ok(())
+    }
+
+    /// Sends a connection to each number, and notes who has accepted it. False when they could not be sent.
+    fn ask(&mut self) -> Result<bool, String> {
+        if !self.send_probes(&(0..self.members.len()).collect::<Vec<_>>())? {
+            return Ok(false);
+        }
+        let mut probes: Vec<Probe> = self.members.iter_mut().filter_map(|member| member.probe.take()).collect();
+        let answers = acceptors(&mut probes, &self.group.pids()).map_err(no_sockets)?;
+        let is_watched = self.select.looks_at_workers();
+        for ((member, probe), answer) in self.members.iter_mut().zip(probes).zip(answers) {
+            (member.answer, member.probe) = (answer, Some(probe).filter(|probe| is_watched && !probe.is_over()));
         }
         Ok(true)
     }
 
-    /// Finds out which number belongs to whom.
-    fn number_sockets(&mut self) -> Result<(), String> {
-        self.sockets = self.group.queues().iter().map(|(inode, _)| *inode).collect();
-        self.members = self.sockets.iter().map(|_| Member::default()).collect();
-        self.ask((0..self.members.len()).collect())?;
-        self.match_sockets();
-        let known: Vec<i32> = self.pids().into_iter().flatten().collect();
-        if let Some(pid) = known.iter().enumerate().find(|(i, pid)| known[..*i].contains(pid)).map(|(_, pid)| pid)
+    /// The socket of each number is the one from which the process accepts that has answered. Without an answer it is
+    /// known only where one socket is left.
+    fn take_answers(&mut self) -> Result<(), String> {
+        let answers: Vec<Option<i32>> = self.members.iter().map(|member| member.answer).collect();
+        let twice = answers.iter().enumerate().find(|(i, pid)| pid.is_some() && answers[..*i].contains(pid));
+        if let Some((_, Some(pid))) = twice
             && self.select.looks_at_workers()
         {
             return Err(format!(
@@ -170,144 +264,116 @@ impl Steering {
                  from outside: use --select cpu or random"
             ));
         }
-        Ok(())
-    }
-
-    /// After sockets have left or joined. What the kernel does then is known: the last takes the place of one that leaves
-    /// (`reuseport_detach_sock`), and a new one is the last. So the choice is right at once, and those that accept are
-    /// asked whether it is; if not, all are.
-    fn number_again(&mut self) -> Result<(), String> {
-        let now: BTreeSet<u32> = self.group.queues().iter().map(|(inode, _)| *inode).collect();
-        let has_left = |member: &Member| member.socket.is_some_and(|socket| !now.contains(&socket));
-        while let Some(number) = self.members.iter().position(has_left) {
-            self.members.swap_remove(number);
+        let mut sockets: Vec<Option<u32>> = answers.iter().map(|pid| self.group.socket_of((*pid)?)).collect();
+        let mut left = self.sockets.iter().filter(|socket| !sockets.contains(&Some(**socket)));
+        let mut unknown = (0..sockets.len()).filter(|&number| sockets[number].is_none());
+        if let (Some(socket), None, Some(number), None) = (left.next(), left.next(), unknown.next(), unknown.next()) {
+            sockets[number] = Some(*socket);
         }
-        for &socket in now.difference(&self.sockets) {
-            let pid = self.group.acceptor(socket);
-            self.members.push(Member { socket: Some(socket), pid, ..Member::default() });
-        }
-        self.sockets = now;
-        let expected = self.pids();
-        if self.members.len() == self.sockets.len() {
-            self.choose()?;
-            let accepting = self.members.iter().enumerate().filter(|(_, member)| member.out.is_none());
-            self.ask(accepting.map(|(number, _)| number).collect())?;
-        }
-        if self.members.len() != self.sockets.len() || self.pids() != expected {
-            self.number_sockets()?;
-        }
-        self.events.say(&Event::Changed { pids: self.pids() });
-        Ok(())
-    }
-
-    /// Sends a connection to each of these numbers, and notes who has accepted it.
-    fn ask(&mut self, numbers: Vec<usize>) -> Result<(), String> {
-        let pids = self.group.pids();
-        for numbers in numbers.chunks(MAX_OWN) {
-            self.send_probes(numbers)?;
-            let found = acceptors(numbers.iter().filter_map(|&number| self.members[number].probe.as_ref()), &pids);
-            for (&number, pid) in numbers.iter().zip(found).filter(|(_, pid)| pid.is_some()) {
-                (self.members[number].pid, self.members[number].probe) = (pid, None);
-            }
+        let was_out: Vec<_> = self.members.iter().map(|member| (member.socket, member.out)).collect();
+        for (member, socket) in self.members.iter_mut().zip(sockets) {
+            let before = was_out.iter().find(|(before, _)| *before == socket && socket.is_some());
+            // Without an answer it stays as out as the one that was expected there.
+            member.out = before.map_or(member.out.filter(|_| member.answer.is_none()), |(_, out)| *out);
+            member.pid = socket.and_then(|socket| self.group.acceptor(socket)).or(member.answer);
+            (member.socket, member.waits_since) = (socket, None);
         }
         Ok(())
-    }
-
-    /// The socket of each number, by the process that accepts from both; the last that is left belongs to the last number.
-    fn match_sockets(&mut self) {
-        let of: Vec<(u32, Option<i32>)> =
-            self.sockets.iter().map(|&socket| (socket, self.group.acceptor(socket))).collect();
-        for member in self.members.iter_mut().filter(|member| member.pid.is_some()) {
-            let mut own = of.iter().filter(|(_, pid)| *pid == member.pid);
-            member.socket = own.next().filter(|_| own.next().is_none()).map(|(socket, _)| *socket);
-        }
-        let taken: BTreeSet<u32> = self.members.iter().filter_map(|member| member.socket).collect();
-        let mut left = self.members.iter_mut().filter(|member| member.socket.is_none());
-        if let (Some(member), None) = (left.next(), left.next())
-            && let Some((socket, pid)) = of.iter().find(|(socket, _)| !taken.contains(socket))
-        {
-            (member.socket, member.pid) = (Some(*socket), *pid);
-        }
     }
 
     fn look_at_workers(&mut self) -> Result<(), String> {
         let mut doubtful = Vec::new();
-        let (mut is_unknown_back, mut is_wrong) = (false, false);
+        let (mut is_late, mut is_wrong) = (false, false);
+        self.looks += 1;
+        let turn = self.looks % self.members.len();
         for (number, member) in self.members.iter_mut().enumerate() {
             let was_out = member.out;
-            let is_stopped = member.pid.and_then(Stat::of).is_some_and(|stat| matches!(stat.state, 'T' | 't'));
-            if member.probe.as_ref().is_some_and(Probe::is_over) {
-                is_unknown_back |= member.pid.is_none() && member.probe.as_ref().is_some_and(|it| it.inode().is_some());
-                (member.probe, member.waits_since) = (None, None);
-            }
-            let since = member.waits_since.get_or_insert_with(Instant::now).elapsed();
-            if member.queued == 0 {
+            let is_answered = match &mut member.probe {
+                Some(probe) => probe.poll().map_err(no_sockets)?,
+                None => false,
+            };
+            if let Some(probe) = member.probe.take_if(|_| is_answered) {
                 member.waits_since = None;
-            } else if since > DOUBT_AFTER && member.probe.is_none() && !is_stopped {
+                if member.socket.is_none() {
+                    is_late = true;
+                    member.answer = acceptors(&mut [probe], &self.group.pids()).map_err(no_sockets)?[0];
+                }
+            }
+            // One that has nothing to accept is looked at in its turn.
+            let is_stopped = match member.pid.filter(|_| member.queued > 0 || is_answered || number == turn) {
+                Some(pid) => {
+                    let stat = Stat::of(pid).filter(Stat::is_alive);
+                    self.has_died |= stat.is_none();
+                    stat.is_some_and(|stat| matches!(stat.state, 'T' | 't'))
+                }
+                None => was_out == Some(STOPPED),
+            };
+            is_wrong |= is_answered && is_stopped && was_out == Some(STOPPED);
+            let waits =
+                member.queued > 0 && member.waits_since.get_or_insert_with(Instant::now).elapsed() > DOUBT_AFTER;
+            if member.probe.is_none() && (is_stopped || waits) {
                 doubtful.push(number);
             }
             member.out = match &member.probe {
-                _ if is_stopped => Some("it is stopped by a signal"),
+                _ if is_stopped => Some(STOPPED),
                 None => None,
-                Some(probe) if probe.age() > ACCEPTED_WITHIN => Some("it does not accept"),
+                Some(probe) if probe.age() > ACCEPTED_WITHIN => Some(HANGS),
                 Some(_) => was_out,
             };
-            // From the look after that on, when the program is attached.
-            member.queued_when_out = member.out.and(was_out).map(|_| member.queued_when_out.unwrap_or(member.queued));
-            is_wrong |= member.queued_when_out.is_some_and(|then| member.queued > then + FEW_MORE);
             match (was_out, member.out) {
                 (None, Some(why)) => self.events.say(&Event::Out { number, pid: member.pid, why }),
                 (Some(_), None) => self.events.say(&Event::Back { number, pid: member.pid }),
                 _ => {}
             }
         }
-        // Where all are out, all are chosen.
-        let has_live = self.members.iter().any(|member| member.out.is_none());
-        if is_unknown_back || (is_wrong && has_live) {
-            self.number_sockets()?;
-            self.events.say(&Event::Changed { pids: self.pids() });
-            return Ok(());
+        if is_wrong {
+            return if self.refresh()? { self.number_sockets() } else { Ok(()) };
         }
-        self.send_probes(&doubtful)
+        self.send_probes(&doubtful)?;
+        if is_late { self.take_answers() } else { Ok(()) }
     }
 
-    /// One to each of these numbers.
-    fn send_probes(&mut self, numbers: &[usize]) -> Result<(), String> {
+    /// One to each of these numbers. False when the program that leads them there could not be attached.
+    fn send_probes(&mut self, numbers: &[usize]) -> Result<bool, String> {
         let address = self.group.address;
         let failed = |error| Failure::new(format_args!("connect to {address}"), error).to_string();
         if numbers.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         for &number in numbers {
             self.members[number].probe = Some(Probe::bind(address, None).map_err(failed)?);
         }
-        self.choose()?;
+        let is_attached = self.choose()?;
         for &number in numbers {
-            self.members[number].probe.iter_mut().try_for_each(Probe::connect).map_err(failed)?;
+            let probe = &mut self.members[number].probe;
+            match is_attached {
+                true => probe.iter_mut().try_for_each(Probe::connect).map_err(failed)?,
+                false => *probe = None,
+            }
         }
-        Ok(())
+        Ok(is_attached)
     }
 
-    /// Attaches the program for what is known now, if it is another than the last.
-    fn choose(&mut self) -> Result<(), String> {
+    /// Attaches the program for what is known now, if it is another than the last. False when the listener is gone; the
+    /// next look finds another.
+    fn choose(&mut self) -> Result<bool, String> {
         let weighs = self.select == Select::LeastLoaded;
+        let load = |member: &Member| Some(u64::from(member.queued) + open_descriptors(member.pid?)?);
         let candidate = |member: &Member| Candidate {
             is_live: member.out.is_none(),
-            load: if weighs { u64::from(member.queued) + member.pid.map_or(0, open_descriptors) } else { 0 },
+            load: if weighs { load(member) } else { None },
             cpu: if self.select == Select::Cpu { member.pid.and_then(only_cpu) } else { None },
         };
         let candidates: Vec<Candidate> = self.members.iter().map(candidate).collect();
         let numbered = self.members.iter().enumerate();
         let own = numbered.filter_map(|(number, member)| Some((member.probe.as_ref()?.ours(), number)));
-        let own: Vec<_> = own.take(MAX_OWN).collect();
-        let next = with_own(&own, &program(self.select, &candidates, &cpu::allowed()));
+        let next = with_own(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpu::allowed()));
         if next == self.attached {
-            return Ok(());
+            return Ok(true);
         }
         match self.group.attach(&next) {
             Ok(()) => self.attached = next,
-            // The listener is gone, and the next look finds another.
-            Err(Errno::ESRCH | Errno::EBADF) => {}
+            Err(Errno::ESRCH | Errno::EBADF) => return Ok(false),
             Err(errno) => {
                 let failure = Failure::new("attach a program (SO_ATTACH_REUSEPORT_CBPF)", errno);
                 return Err(match errno {
@@ -316,7 +382,13 @@ impl Steering {
                 });
             }
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+impl Member {
+    fn of(socket: u32) -> Member {
+        Member { socket: Some(socket), ..Member::default() }
     }
 }
 
@@ -324,10 +396,11 @@ fn is_alive(pid: i32) -> bool {
     Stat::of(pid).is_some_and(|stat| stat.is_alive())
 }
 
-/// Its connections, and a few more. The size of the folder is their number since Linux 6.2.
-fn open_descriptors(pid: i32) -> u64 {
-    let size = fs::metadata(format!("/proc/{pid}/fd")).map_or(0, |folder| folder.len());
-    if size > 0 { size } else { descriptors(pid).unwrap_or(0) }
+/// Its connections, and a few more; `None` when it may not be looked into. The size of the folder is their number since
+/// Linux 6.2.
+fn open_descriptors(pid: i32) -> Option<u64> {
+    let size = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
+    if size > 0 { Some(size) } else { descriptors(pid) }
 }
 
 fn only_cpu(pid: i32) -> Option<usize> {

@@ -24,8 +24,8 @@ impl Watchdog {
     pub fn start() -> Result<Watchdog, String> {
         let (channel, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|errno| Failure::new("make a socket pair", errno).to_string())?;
-        let program = std::env::current_exe().unwrap_or("/proc/self/exe".into());
-        let mut command = Command::new(program);
+        // By this name also when its file was replaced or deleted meanwhile.
+        let mut command = Command::new("/proc/self/exe");
         command.args(["steer", "--watchdog", &theirs.as_raw_fd().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = spawn_in_session(&mut command, Some(theirs.as_fd()));
@@ -36,6 +36,10 @@ impl Watchdog {
     /// Gives it a duplicate in place of the one before.
     pub fn hand_over(&self, member: OwnedFd) -> nix::Result<()> {
         send_fds(&self.channel, &[member])
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
     }
 
     pub fn has_ended(&mut self) -> bool {
