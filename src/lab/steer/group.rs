@@ -28,7 +28,7 @@ use crate::units::thread_cpu_ns;
 
 /// Processes are looked for again after this time, longer where it costs more.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-const PAUSE_PER_COST: u32 = 200;
+const PAUSE_PER_COST: u32 = 1000;
 
 /// So many connections go to one of two sockets by chance once in 2^15 times.
 const TRIED: usize = 16;
@@ -98,7 +98,7 @@ impl Group {
     }
 
     pub fn is_refresh_due(&self) -> bool {
-        Instant::now() >= self.next_refresh || !self.holder.holds()
+        Instant::now() >= self.next_refresh || self.holder.duplicate().is_err()
     }
 
     /// Looks for the processes again, and for another holder if this one has closed the listener. False when nobody has
@@ -109,7 +109,7 @@ impl Group {
         self.processes = read_processes(known, &self.queues()?, Some(watchdog));
         let cost = Duration::from_nanos(thread_cpu_ns() - begun_ns);
         self.next_refresh = Instant::now() + REFRESH_EVERY.max(cost * PAUSE_PER_COST);
-        if !self.holder.holds() {
+        if self.holder.duplicate().is_err() {
             let Some(holder) = Holder::find(&self.processes)? else { return Ok(false) };
             self.holder = holder;
         }
@@ -132,9 +132,8 @@ impl Group {
     /// When the group has a program of its own, which nobody could give back.
     pub fn has_no_program(&self) -> Result<(), String> {
         let (sockets, pids) = (self.queues()?, self.pids());
-        let acceptors: BTreeSet<Option<i32>> = sockets.keys().map(|socket| self.acceptor(*socket)).collect();
         // Of threads it cannot be seen which of them accepts.
-        if acceptors.len() < 2 {
+        if self.processes.iter().filter(|it| !it.watches.is_empty() || it.holds.len() == 1).count() < 2 {
             return Ok(());
         }
         let failed = |error| Failure::new(format_args!("connect to {}", self.address), error).to_string();
@@ -163,21 +162,15 @@ impl Group {
         ))
     }
 
-    /// The process that accepts from a socket: the latest that has it in an epoll instance, or that has it alone.
+    /// The process that accepts from a socket: the latest that has it in an epoll instance, or else that has it alone.
     pub fn acceptor(&self, socket: u32) -> Option<i32> {
-        let with = |accepts: fn(&Process, u32) -> bool| {
-            let all = self.processes.iter().filter(|process| accepts(process, socket));
-            all.max_by_key(|process| (process.started, process.pid)).map(|process| process.pid)
-        };
-        with(|process, socket| process.watches.contains(&socket))
-            .or_else(|| with(|process, socket| process.watches.is_empty() && process.holds == BTreeSet::from([socket])))
+        let all = self.processes.iter().filter(|process| process.socket() == Some(socket));
+        all.max_by_key(|it| (!it.watches.is_empty(), it.started, it.pid)).map(|process| process.pid)
     }
 
     /// The socket that a process accepts from, if it is one.
     pub fn socket_of(&self, pid: i32) -> Option<u32> {
-        let process = self.processes.iter().find(|process| process.pid == pid)?;
-        let sockets = if process.watches.is_empty() { &process.holds } else { &process.watches };
-        sockets.first().filter(|_| sockets.len() == 1).copied()
+        self.processes.iter().find(|process| process.pid == pid)?.socket()
     }
 
     /// # Errors
@@ -232,6 +225,13 @@ fn read_processes(known: Vec<Process>, sockets: &BTreeMap<u32, u32>, watchdog: O
     family.into_iter().filter(|stat| stat.is_alive()).filter_map(read).collect()
 }
 
+impl Process {
+    fn socket(&self) -> Option<u32> {
+        let sockets = if self.watches.is_empty() { &self.holds } else { &self.watches };
+        sockets.first().filter(|_| sockets.len() == 1).copied()
+    }
+}
+
 impl Holder {
     /// The process that has most of the sockets: a master keeps them when its workers come and go.
     fn find(processes: &[Process]) -> Result<Option<Holder>, String> {
@@ -262,16 +262,12 @@ impl Holder {
         self.inode
     }
 
+    /// # Errors
+    /// ESRCH or EBADF when the listener is the server's no more.
     pub fn duplicate(&self) -> nix::Result<OwnedFd> {
         let socket = duplicate(&self.pidfd, self.number)?;
         // Another descriptor may have this number now.
         if inode(&socket)? == self.inode { Ok(socket) } else { Err(Errno::EBADF) }
-    }
-
-    /// Whether the listener is the server's still.
-    pub fn holds(&self) -> bool {
-        let link = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.number));
-        link.is_ok_and(|link| link.to_str() == Some(&format!("socket:[{}]", self.inode)))
     }
 }
 

@@ -152,7 +152,9 @@ fn wait(
         [Some(signals.as_fd()), ended].into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     until_uninterrupted(|| poll(&mut waited, LOOK_EVERY.as_millis() as u16)).map_err(failed)?;
     let mut reason = None;
-    while let Some(signal) = signals.take().map_err(failed)? {
+    while waited[0].any() == Some(true)
+        && let Some(signal) = signals.take().map_err(failed)?
+    {
         match (signal, &server) {
             (Signal::SIGCHLD, _) => {}
             (_, Some(server)) => server.signal(signal),

@@ -9,7 +9,7 @@
 //! the look before; the worker is back when it has accepted it: a queue is first in, first out, so all before it were
 //! accepted, too. A worker that is stopped gets one as well: were it accepted, the number would be another worker's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -64,11 +64,8 @@ pub struct Steering {
     watchdog: Watchdog,
     /// The socket of which the watchdog has a duplicate.
     handed_over: Option<u32>,
-    /// Counts the looks: each is the turn of one worker.
-    looks: usize,
-    has_died: bool,
-    all_out: bool,
-    said: Vec<Option<i32>>,
+    /// The number of the worker whose turn it is, modulo their number.
+    turn: usize,
     events: Events,
 }
 
@@ -77,28 +74,13 @@ impl Steering {
     pub fn begin(group: Group, select: Select, events: Events) -> Result<Steering, String> {
         let watchdog = Watchdog::start()?;
         let (members, sockets, attached) = (Vec::new(), BTreeSet::new(), BpfProgram::new());
-        let (handed_over, looks, has_died, all_out, said) = (None, 0, false, false, Vec::new());
-        let mut steering = Steering {
-            group,
-            select,
-            members,
-            sockets,
-            attached,
-            watchdog,
-            handed_over,
-            looks,
-            has_died,
-            all_out,
-            said,
-            events,
-        };
+        let (handed_over, turn) = (None, 0);
+        let mut steering = Steering { group, select, members, sockets, attached, watchdog, handed_over, turn, events };
         if let Err(why) = steering.attach_first() {
             steering.give_back();
             return Err(why);
         }
-        let (address, program) = (steering.group.address.to_string(), steering.group.program());
-        steering.said = steering.pids();
-        let pids = steering.said.clone();
+        let (address, program, pids) = (steering.group.address.to_string(), steering.group.program(), steering.pids());
         steering.events.say(&Event::Steering { address, program, select, pids });
         Ok(steering)
     }
@@ -152,9 +134,10 @@ impl Steering {
                 "the watchdog was killed; without it nobody would give the group back after a SIGKILL".to_string()
             );
         }
+        let (pids, were_all_out) = (self.pids(), self.are_all_out());
         let queues = self.group.queues()?;
         let is_same = queues.keys().eq(&self.sockets);
-        if (!is_same || self.has_died || self.group.is_refresh_due()) && !self.refresh()? {
+        if (!is_same || self.group.is_refresh_due()) && !self.refresh()? {
             return Ok(Some(ENDED));
         }
         if !is_same {
@@ -175,33 +158,29 @@ impl Steering {
             self.look_at_workers()?;
         }
         self.choose()?;
-        self.say_changes();
+        if self.pids() != pids {
+            self.events.say(&Event::Changed { pids: self.pids() });
+        }
+        if self.are_all_out() && !were_all_out {
+            self.events.say(&Event::AllOut);
+        }
         Ok(None)
     }
 
-    fn say_changes(&mut self) {
-        let pids = self.pids();
-        if pids != self.said {
-            self.events.say(&Event::Changed { pids: pids.clone() });
-            self.said = pids;
-        }
-        let all_out = self.members.iter().all(|member| member.out.is_some());
-        if all_out && !self.all_out {
-            self.events.say(&Event::AllOut);
-        }
-        self.all_out = all_out;
+    fn are_all_out(&self) -> bool {
+        self.members.iter().all(|member| member.out.is_some())
     }
 
     /// Looks for the processes again. False when none of them listens any more.
     fn refresh(&mut self) -> Result<bool, String> {
-        self.has_died = false;
         if !self.group.refresh(self.watchdog.pid())? {
             return Ok(false);
         }
         self.hand_over()?;
+        let alive = self.group.pids();
         for member in &mut self.members {
             let pid = member.socket.and_then(|socket| self.group.acceptor(socket));
-            member.pid = pid.or(member.pid.filter(|pid| is_alive(*pid)));
+            member.pid = pid.or(member.pid.filter(|pid| alive.contains(pid)));
         }
         Ok(true)
     }
@@ -214,12 +193,32 @@ impl Steering {
             self.expect_numbers()?;
             // While they are asked a number may go from one to another.
             if self.ask()? && self.group.queues()?.keys().eq(&self.sockets) {
-                return self.take_answers();
+                break;
             }
             if !self.refresh()? {
                 return Ok(());
             }
         }
+        let answers: Vec<Option<i32>> = self.members.iter().map(|member| member.answer).collect();
+        let twice = answers.iter().enumerate().find(|(i, pid)| pid.is_some() && answers[..*i].contains(pid));
+        if let Some((_, Some(pid))) = twice
+            && self.select.looks_at_workers()
+        {
+            return Err(format!(
+                "pid {pid} accepts from several sockets of the group, by threads; which of them hangs cannot be seen \
+                 from outside: use --select cpu or random"
+            ));
+        }
+        let out: BTreeMap<u32, Option<&str>> =
+            self.members.iter_mut().filter_map(|member| Some((member.socket.take()?, member.out))).collect();
+        self.take_answers();
+        for member in &mut self.members {
+            let before = member.socket.and_then(|socket| out.get(&socket));
+            // Without an answer it stays as out as the one that was expected there.
+            member.out = before.copied().unwrap_or(member.out.filter(|_| member.answer.is_none()));
+            member.waits_since = None;
+        }
+        Ok(())
     }
 
     fn expect_numbers(&mut self) -> Result<(), String> {
@@ -251,41 +250,26 @@ impl Steering {
         Ok(true)
     }
 
-    /// The socket of each number is the one from which the process accepts that has answered. Without an answer it is
-    /// known only where one socket is left.
-    fn take_answers(&mut self) -> Result<(), String> {
-        let answers: Vec<Option<i32>> = self.members.iter().map(|member| member.answer).collect();
-        let twice = answers.iter().enumerate().find(|(i, pid)| pid.is_some() && answers[..*i].contains(pid));
-        if let Some((_, Some(pid))) = twice
-            && self.select.looks_at_workers()
-        {
-            return Err(format!(
-                "pid {pid} accepts from several sockets of the group, by threads; which of them hangs cannot be seen \
-                 from outside: use --select cpu or random"
-            ));
+    /// The socket of a number is the one from which the process accepts that has answered. Without an answer it is known
+    /// only where one socket is left.
+    fn take_answers(&mut self) {
+        for member in self.members.iter_mut().filter(|member| member.socket.is_none()) {
+            member.pid = member.answer;
+            member.socket = member.answer.and_then(|pid| self.group.socket_of(pid));
         }
-        let mut sockets: Vec<Option<u32>> = answers.iter().map(|pid| self.group.socket_of((*pid)?)).collect();
-        let mut left = self.sockets.iter().filter(|socket| !sockets.contains(&Some(**socket)));
-        let mut unknown = (0..sockets.len()).filter(|&number| sockets[number].is_none());
-        if let (Some(socket), None, Some(number), None) = (left.next(), left.next(), unknown.next(), unknown.next()) {
-            sockets[number] = Some(*socket);
+        let known: BTreeSet<u32> = self.members.iter().filter_map(|member| member.socket).collect();
+        let mut unknown = self.members.iter_mut().filter(|member| member.socket.is_none());
+        let mut left = self.sockets.difference(&known);
+        if let (Some(member), None, Some(socket), None) = (unknown.next(), unknown.next(), left.next(), left.next()) {
+            member.socket = Some(*socket);
+            member.pid = self.group.acceptor(*socket).or(member.pid);
         }
-        let was_out: Vec<_> = self.members.iter().map(|member| (member.socket, member.out)).collect();
-        for (member, socket) in self.members.iter_mut().zip(sockets) {
-            let before = was_out.iter().find(|(before, _)| *before == socket && socket.is_some());
-            // Without an answer it stays as out as the one that was expected there.
-            member.out = before.map_or(member.out.filter(|_| member.answer.is_none()), |(_, out)| *out);
-            member.pid = socket.and_then(|socket| self.group.acceptor(socket)).or(member.answer);
-            (member.socket, member.waits_since) = (socket, None);
-        }
-        Ok(())
     }
 
     fn look_at_workers(&mut self) -> Result<(), String> {
         let mut doubtful = Vec::new();
-        let (mut is_late, mut is_wrong) = (false, false);
-        self.looks += 1;
-        let turn = self.looks % self.members.len();
+        let (mut is_late, mut is_wrong, mut has_died) = (false, false, false);
+        self.turn = (self.turn + 1) % self.members.len();
         for (number, member) in self.members.iter_mut().enumerate() {
             let was_out = member.out;
             let is_answered = match &mut member.probe {
@@ -300,13 +284,15 @@ impl Steering {
                 }
             }
             // One that has nothing to accept is looked at in its turn.
-            let is_stopped = match member.pid.filter(|_| member.queued > 0 || is_answered || number == turn) {
+            let is_looked_at = member.queued > 0 || is_answered || number == self.turn;
+            let is_stopped = match member.pid {
+                None => false,
+                Some(_) if !is_looked_at => was_out == Some(STOPPED),
                 Some(pid) => {
                     let stat = Stat::of(pid).filter(Stat::is_alive);
-                    self.has_died |= stat.is_none();
+                    has_died |= stat.is_none();
                     stat.is_some_and(|stat| matches!(stat.state, 'T' | 't'))
                 }
-                None => was_out == Some(STOPPED),
             };
             is_wrong |= is_answered && is_stopped && was_out == Some(STOPPED);
             let waits =
@@ -326,11 +312,16 @@ impl Steering {
                 _ => {}
             }
         }
-        if is_wrong {
-            return if self.refresh()? { self.number_sockets() } else { Ok(()) };
+        if (has_died || is_wrong) && !self.refresh()? {
+            return Ok(());
         }
-        self.send_probes(&doubtful)?;
-        if is_late { self.take_answers() } else { Ok(()) }
+        if is_wrong {
+            return self.number_sockets();
+        }
+        if is_late {
+            self.take_answers();
+        }
+        self.send_probes(&doubtful).map(drop)
     }
 
     /// One to each of these numbers. False when the program that leads them there could not be attached.
@@ -367,7 +358,8 @@ impl Steering {
         let candidates: Vec<Candidate> = self.members.iter().map(candidate).collect();
         let numbered = self.members.iter().enumerate();
         let own = numbered.filter_map(|(number, member)| Some((member.probe.as_ref()?.ours(), number)));
-        let next = with_own(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpu::allowed()));
+        let cpus = if self.select == Select::Cpu { cpu::allowed() } else { Vec::new() };
+        let next = with_own(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpus));
         if next == self.attached {
             return Ok(true);
         }
@@ -390,10 +382,6 @@ impl Member {
     fn of(socket: u32) -> Member {
         Member { socket: Some(socket), ..Member::default() }
     }
-}
-
-fn is_alive(pid: i32) -> bool {
-    Stat::of(pid).is_some_and(|stat| stat.is_alive())
 }
 
 /// Its connections, and a few more; `None` when it may not be looked into. The size of the folder is their number since
