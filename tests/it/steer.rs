@@ -376,20 +376,20 @@ fn of_a_command_the_watchdog_is_no_worker_although_it_has_a_listener() {
     let words = ["steer", "--select", "live-set", "--format", "json", "--", "python3", "-c", BLOCKING];
     let mut running = lab().launch(&words).unwrap();
     let said = RefCell::new(String::new());
-    let pids_of = |event: &str| {
+    let pids = |count: usize| {
         *said.borrow_mut() += &running.unread_stderr();
         let said = said.borrow();
-        let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let found = events.filter(|found| found["event"] == event).last()?;
-        Some(found["pids"].as_array()?.iter().map(|pid| pid.as_i64().unwrap_or(0) as i32).collect::<Vec<_>>())
+        let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let last = events.rfind(|event| event["pids"].is_array())?;
+        let pids: Option<Vec<i32>> = last["pids"].as_array()?.iter().map(|pid| Some(pid.as_i64()? as i32)).collect();
+        pids.filter(|pids| pids.len() == count)
     };
-    let begun = poll_until(FOREVER, || pids_of("steering")).unwrap_or_else(|| panic!("{}", said.borrow()));
-    assert_eq!(begun.len(), 3, "{}", said.borrow());
-    // The last that was forked: what is looked at afterwards has been looked for again.
-    let killed = begun.iter().max().unwrap();
+    let begun = poll_until(FOREVER, || pids(3)).unwrap_or_else(|| panic!("{}", said.borrow()));
+    // One that was forked: what is looked at afterwards has been looked for again.
+    let is_child = |pid: &&i32| begun.iter().any(|parent| children(*parent).iter().any(|child| child.pid == **pid));
+    let killed = begun.iter().find(is_child).unwrap();
     Process::find(*killed).unwrap().kill();
-    let left = poll_until(FOREVER, || pids_of("changed").filter(|pids| pids.len() == 2));
-    let left = left.unwrap_or_else(|| panic!("{}", said.borrow()));
+    let left = poll_until(FOREVER, || pids(2)).unwrap_or_else(|| panic!("{}", said.borrow()));
     assert!(left.iter().all(|pid| begun.contains(pid) && pid != killed), "{}", said.borrow());
     running.signal(Signal::SIGTERM);
     assert_eq!(running.await_exit(FOREVER).unwrap().unwrap().code(), Some(143));
