@@ -28,14 +28,14 @@ use crate::units::thread_cpu_ns;
 
 /// Processes are looked for again after this time, longer where it costs more.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-const PAUSE_PER_COST: u32 = 1000;
+const PAUSE_PER_COST: u32 = 400;
 
 /// So many connections go to one of two sockets by chance once in 2^15 times.
 const TRIED: usize = 16;
 
 pub struct Group {
     pub address: SocketAddr,
-    /// Those that have a socket of the group, their descendants, and their brothers with theirs.
+    /// Those that have a socket of the group, their parents, and the descendants of both.
     processes: Vec<Process>,
     next_refresh: Instant,
     pub holder: Holder,
@@ -85,7 +85,8 @@ impl Group {
                 return Err(format!("{target} has several groups: {named}; name one of these addresses"));
             }
         };
-        let holders = found.holders.into_keys().map(|pid| Process { pid, ..Process::default() }).collect();
+        let holders =
+            found.holders.into_iter().map(|(pid, holds)| Process { pid, holds, ..Process::default() }).collect();
         let processes = read_processes(holders, &queues(address)?, None);
         let hidden = || format!("who has the sockets of {address} cannot be seen; run it as root");
         let holder = Holder::find(&processes)?.ok_or_else(hidden)?;
@@ -204,10 +205,11 @@ fn queues(address: SocketAddr) -> Result<BTreeMap<u32, u32>, String> {
 fn read_processes(known: Vec<Process>, sockets: &BTreeMap<u32, u32>, watchdog: Option<i32>) -> Vec<Process> {
     let stats: Vec<Stat> = Stat::all_processes().filter(|stat| Some(stat.pid) != watchdog).collect();
     let before = |pid: i32| known.iter().find(|process| process.pid == pid);
-    let of_known = stats.iter().filter(|stat| before(stat.pid).is_some());
-    // What process 1 has started is not one server.
-    let parents: BTreeSet<i32> = of_known.map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
-    let family = with_descendants(&stats, |stat| before(stat.pid).is_some() || parents.contains(&stat.parent));
+    let holds = |stat: &&Stat| before(stat.pid).is_some_and(|process| !process.holds.is_empty());
+    // A master that has no socket yet may open one. What process 1 has started is not one server.
+    let parents: BTreeSet<i32> =
+        stats.iter().filter(holds).map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
+    let family = with_descendants(&stats, |stat| before(stat.pid).is_some() || parents.contains(&stat.pid));
     let read = |stat: &Stat| {
         let descriptors = Descriptors::of(stat.pid)?;
         let holds: BTreeSet<u32> = descriptors.sockets().filter(|inode| sockets.contains_key(inode)).collect();
