@@ -119,11 +119,11 @@ pub struct TrialReport {
     /// Why nothing was measured: a program is not installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+    #[serde(flatten)]
+    pub numbers: BTreeMap<String, f64>,
     /// What a reader should know beside the numbers, a line each: which answers were wrong, say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    #[serde(flatten)]
-    pub numbers: BTreeMap<String, f64>,
 }
 
 /// What `loadgen --format json` prints (section 2 of the contract). What each number means stands in

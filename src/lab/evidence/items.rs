@@ -3,14 +3,15 @@
 //!
 //! Comments, unit tests and the visibility of an item change nothing. Neither does an item that has only moved to
 //! another file, nor one that is new, as long as nothing that was there before speaks of it: whoever calls a new
-//! function has changed as well. Nor one that has gone, if nobody speaks of it. A `use` counts like an item that comes to
-//! a file by another way.
+//! function has changed as well. Nor one that has gone, if nobody speaks of it. A structure's fields are items, too: one
+//! more behind the others changes nothing until somebody fills or reads it. A `use` counts like an item that comes to a
+//! file by another way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use quote::ToTokens;
 use syn::visit_mut::{VisitMut, visit_file_mut};
-use syn::{Attribute, ImplItem, Item, Type, UseTree};
+use syn::{Attribute, Fields, ImplItem, Item, ItemStruct, Type, UseTree, Visibility};
 
 /// The files that differ between two commits: each as it was and as it is.
 pub struct Changes(Vec<(String, Code, Code)>);
@@ -40,7 +41,9 @@ impl Changes {
         // One of the same name with another text has only changed: its users may stand in files that are as they were.
         let has_no_user = |item: &Named| {
             let has_gone = item.kind != Kind::Other && !successors.contains(&(item.kind, &*item.name));
-            has_gone && !users.iter().any(|user| user.speaks_of(&item.name))
+            // Who speaks of a field speaks of its structure, or has it from somebody who does.
+            let is_user = |user: &Named| user.speaks_of(&item.name) && (item.of.is_empty() || user.speaks_of(&item.of));
+            has_gone && !users.iter().any(|user| is_user(user))
         };
         let (mut moved, mut moved_names) = (BTreeSet::new(), BTreeSet::new());
         let mut found = BTreeSet::new();
@@ -62,7 +65,8 @@ impl Changes {
             let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
             let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
             let meets_the_old = |item: &Named| match item.kind {
-                Kind::Own => is_spoken_of(&item.name),
+                Kind::Field if new_names.contains(&*item.of) => false,
+                Kind::Own | Kind::Field => is_spoken_of(&item.name),
                 // Of a new type, all of it is new.
                 Kind::Methods | Kind::Impl if new_names.contains(&*item.name) => false,
                 Kind::Methods => item.methods.iter().any(|name| is_spoken_of(name)),
@@ -99,6 +103,8 @@ impl Changes {
 enum Kind {
     /// It has a name of its own, and does nothing until that is used.
     Own,
+    /// Of a structure.
+    Field,
     /// Named by its type; each of its functions does nothing until it is used.
     Methods,
     /// Of a trait, named by its type.
@@ -111,6 +117,8 @@ enum Kind {
 struct Named {
     kind: Kind,
     name: String,
+    /// The structure of a field.
+    of: String,
     /// Of an impl.
     methods: Vec<String>,
     /// Its tokens.
@@ -119,7 +127,7 @@ struct Named {
 
 impl Named {
     fn other(text: String) -> Named {
-        Named { kind: Kind::Other, name: String::new(), methods: Vec::new(), text }
+        Named { kind: Kind::Other, name: String::new(), of: String::new(), methods: Vec::new(), text }
     }
 
     fn speaks_of(&self, name: &str) -> bool {
@@ -162,6 +170,7 @@ impl Code {
             Item::Const(item) => (Kind::Own, item.ident.to_string()),
             Item::Enum(item) => (Kind::Own, item.ident.to_string()),
             Item::Fn(item) => (Kind::Own, item.sig.ident.to_string()),
+            Item::Struct(item) if !is_laid_out(item) => return self.add_struct(item.clone()),
             Item::Struct(item) => (Kind::Own, item.ident.to_string()),
             Item::Trait(item) => (Kind::Own, item.ident.to_string()),
             Item::Type(item) => (Kind::Own, item.ident.to_string()),
@@ -176,7 +185,24 @@ impl Code {
             Item::Impl(item) => item.items.iter().filter_map(name_in_impl).collect(),
             _ => Vec::new(),
         };
-        self.items.push(Named { kind, name, methods, text: text.to_string() });
+        self.items.push(Named { kind, name, of: String::new(), methods, text: text.to_string() });
+    }
+
+    /// Each field with the name of the one before it: their order decides in which order they are dropped.
+    fn add_struct(&mut self, mut item: ItemStruct) {
+        let name = item.ident.to_string();
+        let fields = std::mem::replace(&mut item.fields, Fields::Unit);
+        item.vis = Visibility::Inherited;
+        let text = item.to_token_stream().to_string();
+        self.items.push(Named { kind: Kind::Own, name: name.clone(), of: String::new(), methods: Vec::new(), text });
+        let mut before = String::new();
+        for mut field in fields {
+            field.vis = Visibility::Inherited;
+            let text = format!("{name} {before} {}", field.to_token_stream());
+            before = field.ident.map_or(String::new(), |ident| ident.to_string());
+            let field = Named { kind: Kind::Field, name: before.clone(), of: name.clone(), methods: Vec::new(), text };
+            self.items.push(field);
+        }
     }
 
     fn add_use(&mut self, tree: &UseTree, path: String) {
@@ -198,6 +224,14 @@ impl Code {
     fn without<'a>(&'a self, other: &'a Code) -> impl Iterator<Item = &'a Named> {
         self.items.iter().filter(|item| !other.items.contains(item))
     }
+}
+
+/// Whether the place of each field in memory, or among the others, means something.
+fn is_laid_out(item: &ItemStruct) -> bool {
+    let means_order = |attribute: &Attribute| {
+        attribute.path().is_ident("repr") || attribute.to_token_stream().to_string().contains("Ord")
+    };
+    !matches!(item.fields, Fields::Named(_)) || item.attrs.iter().any(means_order)
 }
 
 /// The name of a type without its path and parameters.
@@ -277,6 +311,23 @@ mod tests {
         let structure = "use o::a;\nfn b() { f(a(1)); }\nstruct C;\nimpl Drop for C { fn drop(&mut self) {} }";
         assert_eq!(decide(&[("x", then, structure)]), [""; 0]);
         assert_eq!(decide(&[("x", then, "use o::a;\nfn b() { f(a(1)); }\nimpl Drop for Old {}")]), ["x"]);
+    }
+
+    #[test]
+    fn a_new_field_behind_the_others_decides_nothing_by_itself() {
+        let then = "#[derive(Default)]\npub struct A { b: u8, pub c: u8 }\nfn d(a: &A) -> u8 { a.c }";
+        assert_eq!(decide(&[("x", then, &then.replace("pub c: u8", "c: u8, e: u8"))]), [""; 0]);
+        assert_eq!(decide(&[("x", then, &then.replace("b: u8", "b: u8, e: u8"))]), ["x"], "the order is another");
+        assert_eq!(decide(&[("x", then, &then.replace("c: u8", "c: u16"))]), ["x"]);
+        assert_eq!(decide(&[("x", then, &then.replace("Default", "Clone"))]), ["x"]);
+        let laid_out = then.replace("Default", "Ord");
+        assert_eq!(decide(&[("x", &laid_out, &laid_out.replace("c: u8", "c: u8, e: u8"))]), ["x"]);
+        let repr = format!("#[repr(C)] {then}");
+        assert_eq!(decide(&[("x", &repr, &repr.replace("c: u8", "c: u8, e: u8"))]), ["x"]);
+        // A new structure has new fields, whatever others call theirs.
+        assert_eq!(decide(&[("x", then, &format!("{then} struct F {{ c: u8 }}"))]), [""; 0]);
+        // Nobody reads it.
+        assert_eq!(decide(&[("x", &then.replace("c: u8", "c: u8, e: u8"), then)]), [""; 0]);
     }
 
     #[test]
