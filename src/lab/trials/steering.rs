@@ -7,7 +7,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Measured, Numbers, numbers};
+use super::{Measured, numbers};
 use crate::console;
 use crate::cpu;
 use crate::lab::observe::processes::{children, poll_until};
