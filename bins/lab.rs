@@ -23,6 +23,7 @@ use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::manual_values::{Axis, ManualValues};
 use acceptlab::lab::program::{Stop, print_until, watch_for_interrupt};
+use acceptlab::lab::target::enter_namespace_of;
 use acceptlab::lab::{check, order, record, steer, verify, watch};
 use acceptlab::units::parse_positive_duration;
 use clap::builder::PossibleValuesParser;
@@ -306,7 +307,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         Command::Watch { path, interval, .. } => watch::run(&path, interval, &watch_for_interrupt()).map(|()| true),
         Command::Inspect { target, duration, format, fail_if, netns, watch, exact, save } => {
             proc_is_mounted()?;
-            netns.map_or(Ok(()), inspect::enter_namespace_of)?;
+            netns.map_or(Ok(()), enter_namespace_of)?;
             if exact {
                 mount_for_ourselves();
             }

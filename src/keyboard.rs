@@ -20,6 +20,21 @@ pub enum Key {
     Tab,
 }
 
+impl Key {
+    /// The first line that is shown after this key, of a list that was shown from `first` on.
+    pub fn scroll(self, first: usize, page: usize) -> usize {
+        match self {
+            Key::Up => first.saturating_sub(1),
+            Key::Down => first + 1,
+            Key::PageUp => first.saturating_sub(page),
+            Key::PageDown => first + page,
+            Key::Home => 0,
+            Key::End => usize::MAX / 2,
+            Key::Quit | Key::Tab => first,
+        }
+    }
+}
+
 /// Standard input, or the controlling terminal where standard input is something else.
 pub struct Keyboard(File);
 

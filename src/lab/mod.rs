@@ -9,10 +9,9 @@
 //! - [`evidence`]: rows → columns → tables, claims judged, pictures → pages;
 //! - [`commands`]: what `lab list`, `explain`, `run`, `report` and `claims` do with all of these;
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes
-//!   connections
-//!   that come one after another; [`watch`]: a running server's counters on the terminal;
-//!   [`inspect`]: how any running server accepts, seen from outside, and [`target`] what it is pointed at;
-//!   [`steer`]: another way to choose among its sockets;
+//!   connections that come one after another; [`watch`]: a running server's counters on the terminal;
+//!   [`inspect`]: how any running server accepts, seen from outside, [`target`] what it is pointed at, and
+//!   [`server_kind`] whose program it is; [`steer`]: another way to choose among its sockets;
 //! - [`trials`]: one task for a process manager, ours or PM2, or for our own tools, as the program `trial` runs it.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
@@ -29,6 +28,7 @@ pub mod check;
 pub mod commands;
 pub mod inspect;
 pub mod order;
+pub mod server_kind;
 pub mod steer;
 pub mod target;
 pub mod trials;

@@ -12,6 +12,7 @@ use nix::net::if_::if_nametoindex;
 use crate::failure::Failure;
 use crate::lab::observe::processes::Process;
 use crate::sys::descriptors::Descriptors;
+use crate::sys::namespace::enter_network_of;
 use crate::sys::procfs::{Stat, comm, resident_kib, with_descendants};
 use crate::sys::sock_diag::{Listener, listeners, listens_in_network_of};
 use crate::terminal::printable;
@@ -92,6 +93,14 @@ impl fmt::Display for Target {
             Target::Unix(path) => write!(out, "unix:{path}"),
         }
     }
+}
+
+/// Makes the network namespace of a process ours. Call it before any other thread exists.
+pub fn enter_namespace_of(pid: i32) -> Result<(), String> {
+    enter_network_of(pid).map_err(|error| {
+        let what = format!("enter the network namespace of pid {pid}");
+        Failure::new(what, error).advise("needs CAP_SYS_ADMIN in it: run it as root").to_string()
+    })
 }
 
 /// The standard library reads `%2`, and no name.

@@ -83,6 +83,13 @@ pub fn epoll_entries(pid: i32, number: i32) -> Vec<(u32, u32)> {
     info.lines().filter_map(parse_epoll_entry).collect()
 }
 
+/// Requests to accept that wait in an io_uring instance: its list of armed polls has the numbers of the operations.
+pub fn ring_accepts(pid: i32, number: i32) -> u32 {
+    const IORING_OP_ACCEPT: &str = "op=13,";
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
+    info.matches(IORING_OP_ACCEPT).count() as u32
+}
+
 /// `tfd: 7 events: 19 data: 0 pos:0 ino:61fe sdev:9`, numbers in hexadecimal but for the first (proc_pid_fdinfo(5)).
 fn parse_epoll_entry(line: &str) -> Option<(u32, u32)> {
     let after = |name: &str| line.split_once(name)?.1.split_ascii_whitespace().next();

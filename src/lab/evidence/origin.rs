@@ -18,7 +18,7 @@ const STEERING: &[&str] = &["steer-cost", "steer-stopped"];
 
 /// Parts of the lab that only lessons with one of these words in a command line use: a program, a trial, or a folder of
 /// programs.
-const OF_WORDS: [(&str, &[&str]); 16] = [
+const OF_WORDS: [(&str, &[&str]); 17] = [
     ("src/lab/trials/blind_test.rs", &["blind-test"]),
     ("src/lab/trials/modes.rs", &["blind-test"]),
     ("src/lab/trials/complaints.rs", &["complaint"]),
@@ -29,6 +29,7 @@ const OF_WORDS: [(&str, &[&str]); 16] = [
     ("src/lab/steer/", STEERING),
     ("src/sys/foreign_listener.rs", STEERING),
     ("src/lab/inspect/", TRIALS_OF_TOOLS),
+    ("src/lab/server_kind.rs", TRIALS_OF_TOOLS),
     ("src/lab/target.rs", TRIALS_OF_TOOLS),
     ("src/sys/connections.rs", TRIALS_OF_TOOLS),
     ("src/sys/descriptors.rs", TRIALS_OF_TOOLS),

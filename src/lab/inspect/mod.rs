@@ -2,8 +2,7 @@
 //! explains it. It reads, and nothing else: the server is not written to and not stopped. With `--exact` tracepoints count.
 //!
 //! As the data travels: [`look`] reads /proc and the kernel's sockets and writes plain values, [`findings`] is a pure
-//! function of these, [`output`] prints what it returns as text or JSON,
-//! and [`watch`] draws it again and again.
+//! function of these, [`output`] prints what it returns as text or JSON, and [`watch`] draws it again and again.
 
 pub mod findings;
 pub mod look;
@@ -20,7 +19,6 @@ use crossbeam_channel::{after, select};
 use crate::failure::Failure;
 use crate::lab::program::{Interrupt, Stop, print_until};
 pub use crate::lab::target::Target;
-use crate::sys::namespace::enter_network_of;
 use crate::terminal::{Paint, width};
 use findings::{Dispatch, IDS, diagnose};
 pub use look::{Observer, Recording};
@@ -53,14 +51,6 @@ pub fn parse_finding(text: &str) -> Result<String, String> {
         true => Ok(id.to_string()),
         false => Err(format!("no finding has this name; there are {}", IDS.join(", "))),
     }
-}
-
-/// Makes the network namespace of a process ours. Call it before any other thread exists.
-pub fn enter_namespace_of(pid: i32) -> Result<(), String> {
-    enter_network_of(pid).map_err(|error| {
-        let what = format!("enter the network namespace of pid {pid}");
-        Failure::new(what, error).advise("needs CAP_SYS_ADMIN in it: run it as root").to_string()
-    })
 }
 
 /// Looks, prints, and returns whether none of the findings of `--fail-if` was there.

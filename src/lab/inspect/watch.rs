@@ -54,11 +54,7 @@ pub fn run(target: Target, window: Duration, interrupt: &Interrupt) -> Result<()
                 recv(interrupt) -> _ => return Err(Stop::Interrupted),
                 recv(keys) -> key => match key {
                     Err(_) | Ok(Key::Quit) => return Ok(()),
-                    Ok(Key::Up | Key::PageUp) => first = first.saturating_sub(1),
-                    Ok(Key::Home) => first = 0,
-                    Ok(Key::Down | Key::PageDown) => first += 1,
-                    Ok(Key::End) => first = usize::MAX / 2,
-                    Ok(Key::Tab) => {}
+                    Ok(key) => first = key.scroll(first, 1),
                 },
                 recv(after(due.saturating_duration_since(Instant::now()))) -> _ => break,
             }

@@ -28,8 +28,7 @@ use nix::unistd::Pid;
 
 use crate::console::Format;
 use crate::failure::Failure;
-use crate::lab::inspect::enter_namespace_of;
-use crate::lab::target::Target;
+use crate::lab::target::{Target, enter_namespace_of};
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::process::spawn_child;
 use crate::sys::signal::SignalQueue;

@@ -87,13 +87,8 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
             recv(keys) -> key => match key {
                 Err(_) | Ok(Key::Quit) => return Ok(()),
-                Ok(Key::Up) => first = first.saturating_sub(1),
-                Ok(Key::Down) => first += 1,
-                Ok(Key::PageUp) => first = first.saturating_sub(page),
-                Ok(Key::PageDown) => first += page,
-                Ok(Key::Home) => first = 0,
-                Ok(Key::End) => first = usize::MAX / 2,
                 Ok(Key::Tab) => is_overview = !is_overview,
+                Ok(key) => first = key.scroll(first, page),
             },
             recv(after(due.saturating_duration_since(Instant::now()))) -> _ => {
                 (earlier, now, notice) = match server.look().map_err(failed)? {

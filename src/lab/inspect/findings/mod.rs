@@ -144,23 +144,25 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
 
 fn unseen(recording: &Recording, roles: &Roles) -> Vec<String> {
     let (guessed, others) = (&roles.guessed, recording.machine.other_listeners);
-    let mut lines = recording.unseen.clone();
-    let mut say = |is_so: bool, line: String| lines.extend(is_so.then_some(line));
-    let line = "requests on connections that stay, and so whether there is a herd: there are too many to read of each";
-    say(recording.looks.iter().any(|look| look.requests.is_none()), line.to_string());
-    let line = format!(
+    let requests =
+        "requests on connections that stay, and so whether there is a herd: there are too many to read of each";
+    let waits = format!(
         "how {} of the workers (pid {} is one) wait for a connection: none was seen to; look longer with --duration, or \
          when there is less load",
         guessed.len(),
         guessed.first().unwrap_or(&0),
     );
-    say(!guessed.is_empty(), line);
-    let line =
+    let whose =
         format!("which new connections were this server's: {others} other sockets listen in its network namespace");
-    say(others > 0 && of_namespace(recording).is_some(), line);
-    let line = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector";
-    say(recording.seconds() < LONG_NS as f64 / 1e9, line.to_string());
-    lines
+    let long = "what takes a second: a worker that hangs and is not stopped, nobody-accepts, blind-selector";
+    let lines = [
+        (recording.looks.iter().any(|look| look.requests.is_none()), requests.to_string()),
+        (!guessed.is_empty(), waits),
+        (others > 0 && of_namespace(recording).is_some(), whose),
+        (recording.seconds() < LONG_NS as f64 / 1e9, long.to_string()),
+    ];
+    let lines = lines.into_iter().filter(|(is_so, _)| *is_so).map(|(_, line)| line);
+    recording.unseen.iter().cloned().chain(lines).collect()
 }
 
 /// Of the process whose parent is no member of the server.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::advice::{Kind, kind_of};
+use super::advice::kind_of;
 use super::summary::{Summary, Wait, seen_wait};
 use crate::lab::inspect::look::{Call, Process, Recording};
+use crate::lab::server_kind::Kind;
 
 /// How connections come to those who serve them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::lab::inspect::look::{Call, Look, Process, Recording, Task};
+use crate::sys::epoll::Interest;
 
 /// How a worker waits for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -37,9 +38,6 @@ impl Wait {
         matches!(self, Wait::Poll | Wait::Select | Wait::Epoll | Wait::EpollEdge)
     }
 }
-
-const EPOLLEXCLUSIVE: u32 = 1 << 28;
-const EPOLLET: u32 = 1 << 31;
 
 /// Threads that event loops start for work that blocks (Node, libuv, ours), and those in which io_uring works for its
 /// process: they take no connections.
@@ -168,9 +166,9 @@ impl<'a> Summary<'a> {
 /// How the process waits for a listener at this look, if it does.
 pub fn seen_wait(process: &Process) -> Option<Wait> {
     if let Some(watch) = process.watches.first() {
-        return Some(match watch.events {
-            events if events & EPOLLEXCLUSIVE != 0 => Wait::EpollExclusive,
-            events if events & EPOLLET != 0 => Wait::EpollEdge,
+        return Some(match Interest::from_bits_retain(watch.events as i32) {
+            events if events.contains(Interest::EPOLLEXCLUSIVE) => Wait::EpollExclusive,
+            events if events.contains(Interest::EPOLLET) => Wait::EpollEdge,
             _ => Wait::Epoll,
         });
     }

@@ -2,12 +2,13 @@
 
 use serde::Serialize;
 
-use super::advice::{Kind, kind_of};
+use super::advice::kind_of;
 use super::roles::{Roles, Way};
 use super::summary::{Summary, Wait, is_helper};
 use super::{Basis, ENOUGH, ListenerState};
 use crate::evenness;
 use crate::lab::inspect::look::{Call, LONG_NS, Look, Process, Recording, Task};
+use crate::lab::server_kind::Kind;
 use crate::report::Evenness;
 
 /// So many connections seen for each worker are enough to speak of its share, if they are half of all: of short ones a

@@ -11,6 +11,7 @@ use super::{
     Basis, Diagnosis, ENOUGH, ListenerState, Queue, Sharing, State, Totals, Worker, advice, busiest, connections,
 };
 use crate::lab::inspect::look::{Call, Recording};
+use crate::lab::server_kind::Kind;
 use crate::lab::watch::is_herd;
 use crate::stats::ordered_shares;
 use crate::terminal::printable;
@@ -62,7 +63,7 @@ struct Case<'a> {
     summaries: &'a BTreeMap<i32, Summary<'a>>,
     roles: &'a Roles,
     found: &'a Diagnosis,
-    kind: advice::Kind,
+    kind: Kind,
 }
 
 /// In the order of [`IDS`].
@@ -76,15 +77,9 @@ pub fn findings(
     let mut findings = case.hung();
     findings.extend(case.found.listeners.iter().filter_map(|listener| case.queue_full(listener)));
     findings.extend(case.found.listeners.iter().filter_map(|listener| case.blind_selector(listener)));
-    let rest = [
-        case.nobody_accepts(),
-        case.herd(),
-        case.uneven(),
-        case.one_acceptor(),
-        case.no_reuseport(),
-        case.more_workers_than_cpus(),
-    ];
-    findings.extend(rest.into_iter().flatten());
+    let of_connections = [case.nobody_accepts(), case.herd(), case.uneven(), case.one_acceptor()];
+    findings.extend(of_connections.into_iter().flatten());
+    findings.extend(case.no_reuseport().into_iter().chain(case.more_workers_than_cpus()));
     findings
 }
 
@@ -120,7 +115,7 @@ impl Case<'_> {
             let signal =
                 if why.starts_with("stopped") { format!("; `kill -CONT {pid}` lets it go on") } else { String::new() };
             // A main thread that is well gives its supervisor signs of life.
-            let kind = if why.starts_with("all threads") { advice::Kind::Other } else { self.kind };
+            let kind = if why.starts_with("all threads") { Kind::Other } else { self.kind };
             let advice = format!("{}{signal}", advice::of(advice::HUNG, kind));
             finding("hung-worker", HANGS, format!("pid {pid} hangs: {why}; {waits}"), &advice).with(&[
                 ("pid", f64::from(pid)),
@@ -329,12 +324,10 @@ impl Case<'_> {
             );
             return (says, WHO_GETS_IT);
         }
-        let why = match () {
-            () if all(Wait::Lock) => "the last holder of the lock often gets it again",
-            () if waits.iter().any(|wait| wait.wakes_all()) => {
-                "all are woken, and the first to run takes the connection"
-            }
-            () => "the order in which the workers wait",
+        let why = match waits.iter().any(|wait| wait.wakes_all()) {
+            _ if all(Wait::Lock) => "the last holder of the lock often gets it again",
+            true => "all are woken, and the first to run takes the connection",
+            false => "the order in which the workers wait",
         };
         (why.to_string(), WHO_GETS_IT)
     }

@@ -52,11 +52,16 @@ impl Tracker {
         sockets: &BTreeMap<i32, Vec<u32>>,
         now_ns: u64,
     ) -> (Look, BTreeMap<i32, Owned>) {
-        let extra = if self.segments.len() <= FEW { Extra::Segments } else { Extra::Nothing };
-        let connections: Vec<Connection> =
-            addresses.iter().flat_map(|address| connections_of(address, extra)).collect();
+        let read = |extra| addresses.iter().flat_map(|address| connections_of(address, extra)).collect::<Vec<_>>();
+        // Before the first look nobody knows how many there are.
+        let first = (!self.is_begun).then(|| read(Extra::Nothing));
+        let are_many = first.as_ref().map_or(self.segments.len(), Vec::len) > FEW;
+        let connections = match first {
+            Some(all) if are_many => all,
+            _ => read(if are_many { Extra::Nothing } else { Extra::Segments }),
+        };
         let (look, owned) = self.count(&connections, sockets, now_ns);
-        (Look { requests: look.requests.filter(|_| extra == Extra::Segments), ..look }, owned)
+        (Look { requests: look.requests.filter(|_| !are_many), ..look }, owned)
     }
 
     fn count(

@@ -18,6 +18,7 @@ pub use process::{Process, Task, Watch};
 
 /// All that was read of a server.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Recording {
     pub machine: Machine,
     /// The command lines of processes, by pid.
@@ -25,22 +26,22 @@ pub struct Recording {
     /// In the order of time; at least two.
     pub looks: Vec<Look>,
     /// What could not be seen, and why, a line each.
-    #[serde(default)]
     pub unseen: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Machine {
     /// CPUs that the server may use, by its affinity and by the quota of its cgroups.
     pub cpus: f64,
     pub somaxconn: u64,
     /// Sockets of the network namespace that listen for TCP connections and are not inspected, at the last look.
-    #[serde(default)]
     pub other_listeners: usize,
 }
 
 /// What was there at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Look {
     /// CLOCK_MONOTONIC.
     pub at_ns: u64,
@@ -49,17 +50,14 @@ pub struct Look {
     pub open: u64,
     pub unaccepted: u64,
     /// Those that nobody has accepted for a second.
-    #[serde(default)]
     pub unaccepted_long: u64,
     /// Connections that began since the first look, as far as they were seen.
     pub new: u64,
     /// Segments with data since the first look, beside the first of each connection, where they were read.
-    #[serde(default)]
     pub requests: Option<u64>,
     /// `PassiveOpens` of the network namespace: the connections of all its listeners.
     pub passive_opens: u64,
     /// `ListenOverflows` of the network namespace: connections that found an accept queue full.
-    #[serde(default)]
     pub listen_overflows: u64,
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::observe::processes::cpu_ns;
-use crate::sys::descriptors::{Descriptors, Link, epoll_entries, open_flags};
+use crate::sys::descriptors::{Descriptors, Link, epoll_entries, open_flags, ring_accepts};
 use crate::sys::fd::is_same_file;
 use crate::sys::procfs::{Stat, TaskStat};
 use crate::sys::waiting::{Call, waiting};
@@ -15,11 +15,9 @@ use crate::sys::waiting::{Call, waiting};
 /// while it writes the list.
 const FEW_DESCRIPTORS: usize = 1_000;
 
-/// IORING_OP_ACCEPT, as the list of armed polls in the fdinfo of a ring names it.
-const RING_ACCEPT: &str = "op=13,";
-
 /// A process at one look.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Process {
     pub pid: i32,
     pub parent: i32,
@@ -30,53 +28,42 @@ pub struct Process {
     /// The inodes of the listening sockets that are inspected, of which it has a descriptor.
     pub holds: BTreeSet<u32>,
     /// Whether accept(2) on them waits.
-    #[serde(default)]
     pub is_blocking: bool,
     /// Where it listens beside them.
-    #[serde(default)]
     pub listens_elsewhere: Vec<String>,
     /// What its epoll instances are told of the listening sockets.
-    #[serde(default)]
     pub watches: Vec<Watch>,
     /// Requests to accept that wait in its io_uring instances; `None` where it has none.
-    #[serde(default)]
     pub ring_accepts: Option<u32>,
     /// The other ends of its Unix socket pairs: processes of the same server.
-    #[serde(default)]
     pub channels: BTreeSet<i32>,
     pub tasks: Vec<Task>,
     /// CPU time of all its threads, also of those that have ended.
-    #[serde(default)]
     pub cpu_ns: u64,
     /// Minor page faults of its children that have ended: they grow where a child is forked for each connection.
-    #[serde(default)]
     pub child_faults: u64,
     /// Connections of the listener: open ones, different ones since the first look, and those in which bytes have
     /// waited for a second.
-    #[serde(default)]
     pub open: u64,
-    #[serde(default)]
     pub new: u64,
-    #[serde(default)]
     pub unread: u64,
     /// Since the first look: what its tasks have accepted, and how often they were woken; where the kernel counts it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub woken: Option<u64>,
 }
 
 /// One listening socket in one epoll instance.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Watch {
     /// The descriptor of the instance.
-    #[serde(default)]
     pub instance: i32,
     pub listener: u32,
     /// As epoll_ctl(2) was given them.
     pub events: u32,
     /// The first process with a descriptor of the same instance, if that is another.
-    #[serde(default)]
     pub instance_of: Option<i32>,
 }
 
@@ -89,18 +76,16 @@ impl Watch {
 
 /// A thread at one look.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Task {
     pub tid: i32,
     pub name: String,
     pub call: Call,
     /// It waits in `call` for one of the listening sockets, perhaps by an epoll instance that watches it.
-    #[serde(default)]
     pub is_at_listener: bool,
     /// It waits in `call` for one of the connections.
-    #[serde(default)]
     pub is_at_socket: bool,
     /// Of a futex.
-    #[serde(default)]
     pub address: u64,
     /// On a CPU, and ready for one (Linux, Documentation/scheduler/sched-stats.rst).
     pub cpu_ns: u64,
@@ -126,11 +111,7 @@ impl Memory {
         let pid = stat.pid;
         let holds: BTreeSet<u32> = descriptors.sockets().filter(|inode| listeners.contains(inode)).collect();
         let watches = if holds.is_empty() { Vec::new() } else { self.watches(stat, descriptors, &holds) };
-        let mut rings = descriptors.with(Link::Ring).peekable();
-        let ring_accepts = rings.peek().is_some().then(|| {
-            let info = |ring| fs::read_to_string(format!("/proc/{pid}/fdinfo/{ring}")).unwrap_or_default();
-            rings.map(|ring| info(ring).matches(RING_ACCEPT).count() as u32).sum()
-        });
+        let ring_accepts = descriptors.with(Link::Ring).map(|ring| ring_accepts(pid, ring)).reduce(|a, b| a + b);
         let waits = |inode: &u32| {
             let mut numbers = descriptors.with(Link::Socket(*inode));
             numbers.next().is_some_and(|number| open_flags(pid, number) & libc::O_NONBLOCK == 0)
