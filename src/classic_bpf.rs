@@ -74,7 +74,7 @@ const NOBODY: usize = u32::MAX as usize;
 
 /// Connections of ours, by the address that they come from, get the socket with the number beside it; for all others
 /// `rest` chooses. They come from one IP address, and from no interface that adds options to a header.
-pub fn with_own(ours: &[(SocketAddr, usize)], rest: &BpfProgram) -> BpfProgram {
+pub fn with_own_connections(ours: &[(SocketAddr, usize)], rest: &BpfProgram) -> BpfProgram {
     let Some((first, _)) = ours.first() else { return rest.clone() };
     // Where a header has the protocol's number, the end of the source address, and the source port (RFC 791, 8200, 9293).
     let (protocol, octets, address_at, port_at) = match first.ip().to_canonical() {
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn any_number_of_own_connections_get_their_sockets_and_all_others_what_the_rest_answers() {
         let ours: Vec<_> = (0..300).map(|n| (SocketAddr::from(([127, 0, 0, 9], 5000 + n as u16)), n)).collect();
-        let program = with_own(&ours, &vec![answer(1000)]);
+        let program = with_own_connections(&ours, &vec![answer(1000)]);
         let from = |protocol: i32, address: u32, port: u32| {
             run_with(&program, |at| match at - libc::SKF_NET_OFF {
                 12 => address,

@@ -3,15 +3,15 @@
 //!
 //! Comments, unit tests and the visibility of an item change nothing. Neither does an item that has only moved to
 //! another file, nor one that is new, as long as nothing that was there before speaks of it: whoever calls a new
-//! function has changed as well. Nor one that has gone, if nobody speaks of it. A structure's fields are items, too: one
-//! more behind the others changes nothing until somebody fills or reads it. A `use` counts like an item that comes to a
+//! function has changed as well. Nor one that has gone, if nobody speaks of it. The fields of a structure and the functions
+//! of a type are items, too: one field more behind the others changes nothing until somebody fills or reads it. A `use` counts like an item that comes to a
 //! file by another way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use quote::ToTokens;
 use syn::visit_mut::{VisitMut, visit_file_mut};
-use syn::{Attribute, Fields, ImplItem, Item, ItemStruct, Type, UseTree, Visibility};
+use syn::{Attribute, Fields, ImplItem, Item, ItemImpl, ItemStruct, Type, UseTree, Visibility};
 
 /// The files that differ between two commits: each as it was and as it is.
 pub struct Changes(Vec<(String, Code, Code)>);
@@ -41,7 +41,7 @@ impl Changes {
         // One of the same name with another text has only changed: its users may stand in files that are as they were.
         let has_no_user = |item: &Named| {
             let has_gone = item.kind != Kind::Other && !successors.contains(&(item.kind, &*item.name));
-            // Who speaks of a field speaks of its structure, or has it from somebody who does.
+            // Who speaks of a member speaks of its type, or has it from somebody who does.
             let is_user = |user: &Named| user.speaks_of(&item.name) && (item.of.is_empty() || user.speaks_of(&item.of));
             has_gone && !users.iter().any(|user| is_user(user))
         };
@@ -65,11 +65,10 @@ impl Changes {
             let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
             let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
             let meets_the_old = |item: &Named| match item.kind {
-                Kind::Field if new_names.contains(&*item.of) => false,
-                Kind::Own | Kind::Field => is_spoken_of(&item.name),
                 // Of a new type, all of it is new.
-                Kind::Methods | Kind::Impl if new_names.contains(&*item.name) => false,
-                Kind::Methods => item.methods.iter().any(|name| is_spoken_of(name)),
+                Kind::Member if new_names.contains(&*item.of) => false,
+                Kind::Impl if new_names.contains(&*item.name) => false,
+                Kind::Own | Kind::Member => is_spoken_of(&item.name),
                 Kind::Impl => true,
                 Kind::Other => true,
             };
@@ -103,10 +102,8 @@ impl Changes {
 enum Kind {
     /// It has a name of its own, and does nothing until that is used.
     Own,
-    /// Of a structure.
-    Field,
-    /// Named by its type; each of its functions does nothing until it is used.
-    Methods,
+    /// The field of a structure, or a function of a type: the same.
+    Member,
     /// Of a trait, named by its type.
     Impl,
     /// A static, a macro, or a text that is no Rust.
@@ -117,17 +114,15 @@ enum Kind {
 struct Named {
     kind: Kind,
     name: String,
-    /// The structure of a field.
+    /// The type of a member.
     of: String,
-    /// Of an impl.
-    methods: Vec<String>,
     /// Its tokens.
     text: String,
 }
 
 impl Named {
     fn other(text: String) -> Named {
-        Named { kind: Kind::Other, name: String::new(), of: String::new(), methods: Vec::new(), text }
+        Named { kind: Kind::Other, name: String::new(), of: String::new(), text }
     }
 
     fn speaks_of(&self, name: &str) -> bool {
@@ -174,18 +169,14 @@ impl Code {
             Item::Struct(item) => (Kind::Own, item.ident.to_string()),
             Item::Trait(item) => (Kind::Own, item.ident.to_string()),
             Item::Type(item) => (Kind::Own, item.ident.to_string()),
-            Item::Impl(item) if item.trait_.is_none() => (Kind::Methods, last_name(&item.self_ty)),
+            Item::Impl(item) if item.trait_.is_none() => return self.add_functions(item.clone()),
             Item::Impl(item) => (Kind::Impl, last_name(&item.self_ty)),
             _ => (Kind::Other, String::new()),
         };
         let text = ["pub (crate) ", "pub (super) ", "pub "]
             .iter()
             .fold(&*text, |text, public| text.strip_prefix(public).unwrap_or(text));
-        let methods = match item {
-            Item::Impl(item) => item.items.iter().filter_map(name_in_impl).collect(),
-            _ => Vec::new(),
-        };
-        self.items.push(Named { kind, name, of: String::new(), methods, text: text.to_string() });
+        self.items.push(Named { kind, name, of: String::new(), text: text.to_string() });
     }
 
     /// Each field with the name of the one before it: their order decides in which order they are dropped.
@@ -194,14 +185,35 @@ impl Code {
         let fields = std::mem::replace(&mut item.fields, Fields::Unit);
         item.vis = Visibility::Inherited;
         let text = item.to_token_stream().to_string();
-        self.items.push(Named { kind: Kind::Own, name: name.clone(), of: String::new(), methods: Vec::new(), text });
+        self.items.push(Named { kind: Kind::Own, name: name.clone(), of: String::new(), text });
         let mut before = String::new();
         for mut field in fields {
             field.vis = Visibility::Inherited;
             let text = format!("{name} {before} {}", field.to_token_stream());
             before = field.ident.map_or(String::new(), |ident| ident.to_string());
-            let field = Named { kind: Kind::Field, name: before.clone(), of: name.clone(), methods: Vec::new(), text };
+            let field = Named { kind: Kind::Member, name: before.clone(), of: name.clone(), text };
             self.items.push(field);
+        }
+    }
+
+    /// The functions and constants of a type, each with the head of its impl.
+    fn add_functions(&mut self, mut item: ItemImpl) {
+        let members = std::mem::take(&mut item.items);
+        let (of, head) = (last_name(&item.self_ty), item.to_token_stream().to_string());
+        for mut member in members {
+            let (kind, name) = match &mut member {
+                ImplItem::Const(member) => {
+                    member.vis = Visibility::Inherited;
+                    (Kind::Member, member.ident.to_string())
+                }
+                ImplItem::Fn(member) => {
+                    member.vis = Visibility::Inherited;
+                    (Kind::Member, member.sig.ident.to_string())
+                }
+                _ => (Kind::Other, String::new()),
+            };
+            let text = format!("{head} {}", member.to_token_stream());
+            self.items.push(Named { kind, name, of: of.clone(), text });
         }
     }
 
@@ -239,14 +251,6 @@ fn last_name(of: &Type) -> String {
     match of {
         Type::Path(of) => of.path.segments.last().map_or(String::new(), |segment| segment.ident.to_string()),
         _ => String::new(),
-    }
-}
-
-fn name_in_impl(item: &ImplItem) -> Option<String> {
-    match item {
-        ImplItem::Const(item) => Some(item.ident.to_string()),
-        ImplItem::Fn(item) => Some(item.sig.ident.to_string()),
-        _ => None,
     }
 }
 
@@ -331,6 +335,15 @@ mod tests {
     }
 
     #[test]
+    fn a_function_of_a_type_decides_for_itself() {
+        let then = "struct A;\nimpl A { pub fn b() {} fn c() { A::b() } }";
+        assert_eq!(decide(&[("x", then, &then.replace("} }", "} pub fn d() {} }"))]), [""; 0]);
+        assert_eq!(decide(&[("x", then, &then.replace("b() {}", "b() { A::c() }"))]), ["x"]);
+        assert_eq!(decide(&[("x", then, &then.replace("impl A", "impl B"))]), ["x"]);
+        assert_eq!(decide(&[("x", then, "struct A;\nimpl A { fn b() {} }\nimpl A { fn c() { A::b() } }")]), [""; 0]);
+    }
+
+    #[test]
     fn an_item_that_has_gone_decides_when_what_makes_rows_still_speaks_of_it() {
         let then = "struct A;\nimpl A { fn b() {} }\nfn c() {}";
         let gone = ("x", then, "fn c() {}");
@@ -338,7 +351,9 @@ mod tests {
         assert_eq!(decide(&[gone, ("y", "fn d() {}", "use crate::reader::A;\nfn d() { A::b() }")]), ["y"]);
         let moved = ("y", "", "use crate::reader::A;\nfn c() { A::b() }");
         assert_eq!(decide(&[("x", "struct A;\nfn c() { A::b() }", ""), moved]), ["x"]);
-        assert_eq!(decide(&[("x", then, "struct A;\nfn c() {}")]), ["x"]);
+        assert_eq!(decide(&[("x", then, "struct A;\nfn c() {}")]), [""; 0]);
+        let used = "struct A;\nimpl A { fn b() {} }\nfn c() { A::b() }";
+        assert_eq!(decide(&[("x", used, "struct A;\nfn c() { A::b() }")]), ["x"]);
     }
 
     #[test]

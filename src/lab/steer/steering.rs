@@ -22,7 +22,7 @@ use super::events::{Event, Events};
 use super::group::Group;
 use super::probe::{ACCEPTED_WITHIN, Probe, acceptors};
 use super::watchdog::Watchdog;
-use crate::classic_bpf::{BpfProgram, with_own};
+use crate::classic_bpf::{BpfProgram, with_own_connections};
 use crate::cpu;
 use crate::failure::Failure;
 use crate::lab::target::no_sockets;
@@ -359,7 +359,7 @@ impl Steering {
         let numbered = self.members.iter().enumerate();
         let own = numbered.filter_map(|(number, member)| Some((member.probe.as_ref()?.ours(), number)));
         let cpus = if self.select == Select::Cpu { cpu::allowed() } else { Vec::new() };
-        let next = with_own(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpus));
+        let next = with_own_connections(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpus));
         if next == self.attached {
             return Ok(true);
         }
