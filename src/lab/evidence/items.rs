@@ -35,12 +35,12 @@ impl Changes {
             for item in now.without(then) {
                 *arrived.entry(&*item.text).or_insert(0) += 1;
                 new_names.extend((item.kind == Kind::Own).then_some(&*item.name));
-                successors.extend(takes_part(file).then_some((item.kind, &*item.name)));
+                successors.extend(takes_part(file).then_some((item.kind, &*item.of, &*item.name)));
             }
         }
         // One of the same name with another text has only changed: its users may stand in files that are as they were.
         let has_no_user = |item: &Named| {
-            let has_gone = item.kind != Kind::Other && !successors.contains(&(item.kind, &*item.name));
+            let has_gone = item.kind != Kind::Other && !successors.contains(&(item.kind, &*item.of, &*item.name));
             // Who speaks of a member speaks of its type, or has it from somebody who does.
             let is_user = |user: &Named| user.speaks_of(&item.name) && (item.of.is_empty() || user.speaks_of(&item.of));
             has_gone && !users.iter().any(|user| is_user(user))
