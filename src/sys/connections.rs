@@ -31,7 +31,7 @@ pub enum Key {
 }
 
 /// Of the address of a [`crate::sys::sock_diag::Listener`].
-pub fn connections_of(address: &str, extra: Extra) -> Vec<Connection> {
+pub fn connections_of(address: &str, extra: Extra) -> nix::Result<Vec<Connection>> {
     match address.parse() {
         Ok(address) => of_tcp(address, extra),
         Err(_) => of_unix(address.trim_start_matches("unix:")),
@@ -39,20 +39,20 @@ pub fn connections_of(address: &str, extra: Extra) -> Vec<Connection> {
 }
 
 /// With those in TIME_WAIT on either side of a connection within this machine.
-fn of_tcp(address: SocketAddr, extra: Extra) -> Vec<Connection> {
+fn of_tcp(address: SocketAddr, extra: Extra) -> nix::Result<Vec<Connection>> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let (any, port) = (address.ip().is_unspecified(), address.port());
     let sockets = |states, local_port, remote_port, extra| {
-        tcp_sockets(family, states, local_port, remote_port, extra).unwrap_or_default().into_iter()
+        tcp_sockets(family, states, local_port, remote_port, extra).map(Vec::into_iter)
     };
-    let ours = sockets(ANY_CONNECTION, port, 0, extra).map(|socket| (socket.local, socket.remote, socket));
-    let closed_by_clients = sockets(1 << TIME_WAIT, 0, port, Extra::Nothing);
+    let ours = sockets(ANY_CONNECTION, port, 0, extra)?.map(|socket| (socket.local, socket.remote, socket));
+    let closed_by_clients = sockets(1 << TIME_WAIT, 0, port, Extra::Nothing)?;
     // Any address would also mean the servers of other machines that our clients have asked.
     let is_within = |socket: &TcpSocket| !any || socket.local.ip() == socket.remote.ip();
     let theirs = closed_by_clients.filter(is_within).map(|socket| (socket.remote, socket.local, socket));
     // The kernel prefers a listener at one address to one at any.
     let preferred: Vec<IpAddr> = match any {
-        true => sockets(1 << LISTEN, port, 0, Extra::Nothing).map(|listener| listener.local.ip()).collect(),
+        true => sockets(1 << LISTEN, port, 0, Extra::Nothing)?.map(|listener| listener.local.ip()).collect(),
         false => Vec::new(),
     };
     let is_meant = |ip: IpAddr| if any { !preferred.contains(&ip) } else { ip == address.ip() };
@@ -70,12 +70,12 @@ fn of_tcp(address: SocketAddr, extra: Extra) -> Vec<Connection> {
             data_segments: socket.data_segments,
         })
     });
-    connection.collect()
+    Ok(connection.collect())
 }
 
 /// An accepted Unix socket has the name of its listener.
-fn of_unix(name: &str) -> Vec<Connection> {
-    let all = unix_sockets().unwrap_or_default().into_iter();
+fn of_unix(name: &str) -> nix::Result<Vec<Connection>> {
+    let all = unix_sockets()?.into_iter();
     let accepted = all.filter(|socket| socket.state == ESTABLISHED && socket.name == name);
     let connection = accepted.map(|socket| Connection {
         key: Key::Unix(socket.peer),
@@ -85,7 +85,7 @@ fn of_unix(name: &str) -> Vec<Connection> {
         received: socket.received,
         data_segments: 0,
     });
-    connection.collect()
+    Ok(connection.collect())
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
 
     /// Those between these two; the ports may have been another test's before.
     fn between(listener: &str, local: SocketAddr, remote: SocketAddr) -> Vec<Connection> {
-        let all = connections_of(listener, Extra::Nothing).into_iter();
+        let all = connections_of(listener, Extra::Nothing).unwrap().into_iter();
         all.filter(|connection| connection.key == Key::Tcp(local, remote)).collect()
     }
 

@@ -24,8 +24,6 @@ pub struct TcpSocket {
     pub state: u8,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// The number of the interface it is bound to; 0 for none.
-    pub interface: u32,
     /// Distinguishes it from all other sockets of the machine, also from later ones with the same addresses.
     pub cookie: u64,
     /// Bytes received and not read; of a listening socket the connections that nobody has accepted.
@@ -129,14 +127,16 @@ pub fn tcp_connection(local: SocketAddr, remote: SocketAddr) -> nix::Result<Opti
     Ok(found.filter(|socket| socket.state != LISTEN))
 }
 
-/// All Unix sockets that listen, and all that are connected.
+/// All Unix sockets that listen, and all that are connected; none where the kernel lacks the module that lists them.
 pub fn unix_sockets() -> nix::Result<Vec<UnixSocket>> {
     let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
     let states: u32 = 1 << ESTABLISHED | 1 << LISTEN;
     let request = [&[libc::AF_UNIX as u8, 0, 0, 0][..], &states.to_ne_bytes(), &[0; 4], &show.to_ne_bytes(), &[0; 8]];
     let mut found = Vec::new();
-    dump(&request.concat(), |message| found.extend(parse_unix(message)))?;
-    Ok(found)
+    match dump(&request.concat(), |message| found.extend(parse_unix(message))) {
+        Err(errno) if !is_without(errno) => Err(errno),
+        _ => Ok(found),
+    }
 }
 
 /// A socket that listens.
@@ -182,11 +182,7 @@ pub fn listeners() -> nix::Result<Vec<Listener>> {
             uid: socket.uid,
         }));
     }
-    let unix = match unix_sockets() {
-        Err(errno) if is_without(errno) => Vec::new(),
-        sockets => sockets?,
-    };
-    let unix = unix.into_iter().filter(|socket| socket.state == LISTEN);
+    let unix = unix_sockets()?.into_iter().filter(|socket| socket.state == LISTEN);
     found.extend(unix.map(|socket| Listener {
         inode: socket.inode,
         address: format!("unix:{}", socket.name),
@@ -291,7 +287,6 @@ fn parse_tcp(message: &[u8]) -> Option<TcpSocket> {
         state: message[1],
         local: address(8, 4),
         remote: address(24, 6),
-        interface,
         cookie: u64::from(number(message, 44)) | u64::from(number(message, 48)) << 32,
         received: number(message, 56),
         sent: number(message, 60),

@@ -51,17 +51,21 @@ impl Tracker {
         addresses: &[String],
         sockets: &BTreeMap<i32, Vec<u32>>,
         now_ns: u64,
-    ) -> (Look, BTreeMap<i32, Owned>) {
-        let read = |extra| addresses.iter().flat_map(|address| connections_of(address, extra)).collect::<Vec<_>>();
+    ) -> nix::Result<(Look, BTreeMap<i32, Owned>)> {
+        let read = |extra| -> nix::Result<Vec<Connection>> {
+            let of_each: Vec<_> =
+                addresses.iter().map(|address| connections_of(address, extra)).collect::<Result<_, _>>()?;
+            Ok(of_each.into_iter().flatten().collect())
+        };
         // Before the first look nobody knows how many there are.
-        let first = (!self.is_begun).then(|| read(Extra::Nothing));
+        let first = if self.is_begun { None } else { Some(read(Extra::Nothing)?) };
         let are_many = first.as_ref().map_or(self.segments.len(), Vec::len) > FEW;
         let connections = match first {
             Some(all) if are_many => all,
-            _ => read(if are_many { Extra::Nothing } else { Extra::Segments }),
+            _ => read(if are_many { Extra::Nothing } else { Extra::Segments })?,
         };
         let (look, owned) = self.count(&connections, sockets, now_ns);
-        (Look { requests: look.requests.filter(|_| !are_many), ..look }, owned)
+        Ok((Look { requests: look.requests.filter(|_| !are_many), ..look }, owned))
     }
 
     fn count(

@@ -10,7 +10,7 @@ use super::{Listener, Look, Machine, Recording};
 use crate::cpu;
 use crate::lab::observe::processes::Process as Identity;
 use crate::lab::observe::tracepoints::AcceptCounters;
-use crate::lab::target::{Found, Target, all_listeners};
+use crate::lab::target::{Found, Target, all_listeners, no_sockets};
 use crate::machine::{Counters, network_counter, sysctl};
 use crate::sys::descriptors::Descriptors;
 use crate::sys::procfs::{Stat, comm, title, with_descendants};
@@ -105,8 +105,8 @@ impl Observer {
             .map(|other| (other.inode, other.address.as_str()))
             .collect();
         let (mut processes, sockets) = self.processes(&inodes, &elsewhere);
-        let (seen, owned) = self.tracker.look(&self.addresses, &sockets, at_ns);
-        self.find_channels(&sockets);
+        let (seen, owned) = self.tracker.look(&self.addresses, &sockets, at_ns).map_err(no_sockets)?;
+        self.find_channels(&sockets).map_err(no_sockets)?;
         for process in &mut processes {
             let owned = owned.get(&process.pid).copied().unwrap_or_default();
             (process.open, process.new, process.unread) = (owned.open, owned.new, owned.unread);
@@ -214,12 +214,11 @@ impl Observer {
     }
 
     /// Who is at the other end of each process's Unix sockets; asked for again when there are other processes.
-    fn find_channels(&mut self, sockets: &BTreeMap<i32, Vec<u32>>) {
+    fn find_channels(&mut self, sockets: &BTreeMap<i32, Vec<u32>>) -> nix::Result<()> {
         if sockets.keys().eq(self.channels.keys()) {
-            return;
+            return Ok(());
         }
-        let peers: BTreeMap<u32, u32> =
-            unix_sockets().unwrap_or_default().iter().map(|socket| (socket.inode, socket.peer)).collect();
+        let peers: BTreeMap<u32, u32> = unix_sockets()?.iter().map(|socket| (socket.inode, socket.peer)).collect();
         let mut owners: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
         for (&pid, inodes) in sockets {
             inodes.iter().for_each(|&inode| owners.entry(inode).or_default().push(pid));
@@ -229,6 +228,7 @@ impl Observer {
             peers.flatten().copied().filter(|&other| other != pid).collect()
         };
         self.channels = sockets.iter().map(|(&pid, inodes)| (pid, others(pid, inodes))).collect();
+        Ok(())
     }
 }
 
