@@ -58,7 +58,7 @@ impl Choice {
             // A worker that is slow or hangs keeps its connections, and so gets fewer new ones. Among equals by turns.
             Policy::LeastConnections => numbered.min_by_key(|&(_, i)| (load(i), turn(i, after_last))),
             // Among equals the first of the list, so that as few as possible are at work. Stevens' master waits when
-            // nobody is idle, since his children serve one client at a time; an event loop serves one more.
+            // nobody is idle, since its children serve one client at a time; an event loop serves one more.
             Policy::FirstFree => numbered.min_by_key(|&(_, i)| (load(i), i)),
             // The first that showed that it is awake. A worker that hangs holds the one it has not acknowledged.
             Policy::Acknowledged => numbered.clone().next(),

@@ -119,7 +119,7 @@ impl Contender {
 }
 
 impl Contender {
-    /// Its folder belongs to this user from now on: the server runs as him.
+    /// Its folder belongs to this user from now on: the server runs as this user.
     pub fn give_to(&self, user: u32) -> Result<(), String> {
         let given = std::os::unix::fs::chown(&self.folder, Some(user), Some(user));
         given.map_err(|error| Failure::new(format!("give away {}", self.folder.display()), error).to_string())

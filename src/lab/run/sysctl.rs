@@ -1,6 +1,6 @@
 //! Kernel settings a matrix asks for: set before the server starts, and restored afterwards, even when the lab is
-//! killed. Labs that ask for the same setting take turns. Whoever may not change those of the machine's network gets a
-//! network of his own for the run.
+//! killed. Labs that ask for the same setting take turns. Whoever may not change those of the machine's network gets
+//! another network for the run.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write, read_to_string};
@@ -64,7 +64,7 @@ fn is_forbidden(name: &str) -> bool {
     opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
-/// Which setting keeps an ordinary user from namespaces of his own, where one does.
+/// Which setting keeps an ordinary user from namespaces, where one does.
 fn forbidding_setting() -> String {
     let settings = [
         ("kernel.unprivileged_userns_clone", "0"),

@@ -374,8 +374,8 @@ impl Server {
     }
 }
 
-/// Where the programs are. For another user than ours: links to them in a folder that he can reach, and a script that
-/// becomes him.
+/// Where the programs are. For another user than ours: links to them in a folder that this user can reach, and a script
+/// that becomes this user.
 struct Place {
     folder: PathBuf,
     wrapper: Option<PathBuf>,

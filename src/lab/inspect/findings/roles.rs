@@ -91,7 +91,7 @@ fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> (BTre
     if found.is_empty() && likely.is_empty() {
         likely = holders().filter(|summary| summary.cpu_ns > 0 && !only_watches(summary)).collect();
     }
-    // A worker that is stopped does nothing that could be seen; its brothers do.
+    // A worker that is stopped does nothing that could be seen; its siblings do.
     let is_known = |pid: i32| found.contains_key(&pid) || likely.iter().any(|summary| summary.pid() == pid);
     let known: Vec<&Summary> = summaries.values().filter(|summary| is_known(summary.pid())).collect();
     let stopped = holders().filter(|summary| summary.last.is_stopped() && !is_known(summary.pid()));
@@ -147,8 +147,8 @@ fn is_thread_lock(summary: &Summary) -> bool {
     one_at_a_time && !main_accepts && (at_one_futex > 1 || (at_one_futex == 1 && summary.acceptors.len() > 1))
 }
 
-/// Brothers that hold one listener, of which one at a time waits for it, while others wait for a lock, or in epoll
-/// without the listener until they get it.
+/// Children of one parent that hold one listener, of which one at a time waits for it, while others wait for a lock, or in
+/// epoll without the listener until they get it.
 fn behind_a_lock(
     recording: &Recording,
     summaries: &BTreeMap<i32, Summary>,

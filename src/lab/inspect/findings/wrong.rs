@@ -164,8 +164,8 @@ impl Case<'_> {
         let accepts = |queue: &&Queue| queue.pids.iter().any(|pid| !is_hung(pid)) || !is_seen(queue);
         let is_empty = |queue: &Queue| queue.least_queued == 0;
         let has_time = self.recording.recent().len() > 1 && self.recording.seconds() >= 1.0;
-        // What the hash has given to somebody who hangs waits from its first moment. One who is busy has connections
-        // in his queue at every look, but others each time.
+        // What the hash has given to a worker that hangs waits from its first moment. One that is busy has connections
+        // in its queue at every look, but others each time.
         let waits_long = self.found.totals.unaccepted_long > 0;
         let blocked = queues.iter().filter(|queue| match accepts(queue) {
             false => queue.queued > 0,

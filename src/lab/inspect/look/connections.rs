@@ -111,7 +111,7 @@ impl Tracker {
         (self.unaccepted_since, self.unread_since, self.segments) = (unaccepted, unread, segments);
         for (&pid, inodes) in sockets {
             let owned: &mut Owned = owners.entry(pid).or_default();
-            // Its other sockets lead to databases, its brothers or the clients of other ports.
+            // Its other sockets lead to databases, other workers or the clients of other ports.
             for (inode, is_unread_long) in inodes.iter().filter_map(|inode| by_inode.get_key_value(inode)) {
                 if self.seen_by.insert((pid, *inode), now_ns).is_none() && self.is_begun {
                     *self.new_by.entry(pid).or_default() += 1;

@@ -27,7 +27,7 @@ pub struct Observer {
     addresses: Vec<String>,
     /// Processes that hold a listener: pid and start.
     members: BTreeSet<(i32, u64)>,
-    /// Brothers of these that held none.
+    /// Children of the same parents that held none.
     strangers: BTreeSet<(i32, u64)>,
     /// Processes that were started later may still be about to listen.
     young_since: u64,
