@@ -128,7 +128,7 @@ fn when_all_are_out_all_get_connections_and_it_is_said() {
     steer.await_event("all-out");
     assert!(workers.iter().all(|worker| worker.resume(FOREVER)));
     let back = || steer.events().iter().filter(|event| event["event"] == "back").count();
-    assert!(poll_until(FOREVER, || (back() == 2).then_some(())).is_some(), "{:?}", steer.events());
+    assert!(poll_until(FOREVER, || (back() >= 2).then_some(())).is_some(), "{:?}", steer.events());
     assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)));
 }
 
@@ -151,7 +151,10 @@ fn a_number_that_nobody_has_confirmed_is_not_taken_for_known() {
         assert!(poll_until(FOREVER, || (sockets() == left).then_some(())).is_some());
     }
     us.signal(Signal::SIGCONT);
-    let three = || steer.events().last().is_some_and(|last| last["pids"].as_array().map(Vec::len) == Some(3));
+    let three = || {
+        let named = steer.events().iter().rev().find_map(|event| event["pids"].as_array().map(Vec::len));
+        named == Some(3)
+    };
     assert!(poll_until(FOREVER, || three().then_some(())).is_some(), "{:?}", steer.events());
     assert!(workers[3].resume(FOREVER));
     // Its number is known as soon as it has accepted, and that of the other with it.
@@ -177,10 +180,15 @@ fn a_socket_that_leaves_while_numbers_are_asked_is_no_error() {
     assert!(poll_until(FOREVER, || is_asked().then_some(())).is_some());
     workers[1].kill();
     let begun = steer.await_event("steering");
-    let pids = begun["pids"].as_array().unwrap();
-    assert!(pids.len() == 3 && pids.iter().all(|pid| *pid != workers[1].pid && !pid.is_null()), "{begun}");
+    let is_too_late = begun["pids"].as_array().map(Vec::len) == Some(4);
+    let all = if is_too_late { steer.await_event("changed") } else { begun };
+    let pids = all["pids"].as_array().unwrap();
+    assert!(pids.len() == 3 && pids.iter().all(|pid| *pid != workers[1].pid && !pid.is_null()), "{all}");
     assert!(workers[3].resume(FOREVER));
     assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)));
+    if is_too_late {
+        inconclusive(Needs::QuietMachine, "all numbers were known when the worker was killed");
+    }
 }
 
 #[test]

@@ -50,11 +50,12 @@ impl Changes {
         for (file, then, now) in files.iter().copied() {
             for item in then.without(now) {
                 new_names.remove(&*item.name);
-                match arrived.get_mut(&*item.text).filter(|left| **left > 0) {
+                // Where one of its name stands now, that one has changed, whoever else has the old text.
+                match arrived.get_mut(&*item.text).filter(|left| **left > 0 && !now.has_one_like(item)) {
                     Some(left) => {
                         *left -= 1;
                         moved.insert(&*item.text);
-                        moved_names.insert(&*item.name);
+                        moved_names.extend((item.kind == Kind::Own).then_some(&*item.name));
                     }
                     None if has_no_user(item) => {}
                     None => drop(found.insert(file.as_str())),
@@ -64,21 +65,29 @@ impl Changes {
         for (file, then, now) in files.iter().copied() {
             let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
             let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
+            // Of two types with one name the one of this file is meant.
+            let is_new_type = |name: &str| match now.has_own(name) {
+                true => !then.has_own(name),
+                false => new_names.contains(name),
+            };
             let meets_the_old = |item: &Named| match item.kind {
                 // Of a new type, all of it is new.
-                Kind::Member if new_names.contains(&*item.of) => false,
-                Kind::Impl if new_names.contains(&*item.name) => false,
+                Kind::Member if is_new_type(&item.of) => false,
+                Kind::Impl if is_new_type(&item.name) => false,
                 Kind::Own | Kind::Member => is_spoken_of(&item.name),
                 Kind::Impl => true,
                 Kind::Other => true,
             };
             // What it speaks of is something else where it stands now.
             let means_another = |item: &Named| {
-                let meant =
-                    |old: &Named, here: &Named| old.kind == Kind::Own && old.name == here.name && old.text != here.text;
-                let origins = || all.iter().filter(|(_, then, _)| then.items.contains(item));
-                let mut here = now.items.iter().filter(|here| item.speaks_of(&here.name));
-                here.any(|here| origins().any(|(_, then, _)| then.items.iter().any(|old| meant(old, here))))
+                let differs = |origin: &Code| {
+                    let own = now.items.iter().filter(|here| here.kind == Kind::Own && item.speaks_of(&here.name));
+                    let mut own = own.map(|here| &*here.name).filter(|name| origin.has_own(name));
+                    let mut uses = now.uses.iter().filter(|(name, _)| item.speaks_of(name));
+                    own.any(|name| origin.all_of(name).ne(now.all_of(name)))
+                        || uses.any(|(name, path)| origin.uses.get(name).is_some_and(|before| before != path))
+                };
+                all.iter().filter(|(_, then, _)| then.items.contains(item)).any(|(_, then, _)| differs(then))
             };
             let decides = |item: &Named| match moved.contains(&*item.text) {
                 true => means_another(item),
@@ -88,7 +97,7 @@ impl Changes {
             let comes_anew = |(name, path): (&String, &String)| match then.uses.get(name) {
                 Some(before) => before != path && !moved_names.contains(&**name),
                 None if name.starts_with('*') => !kept.is_empty(),
-                None => !moved_names.contains(&**name) && is_spoken_of(name),
+                None => !moved_names.contains(&**name) && (is_spoken_of(name) || then.has_own(name)),
             };
             if now.without(then).any(decides) || now.uses.iter().any(comes_anew) {
                 found.insert(file.as_str());
@@ -232,6 +241,22 @@ impl Code {
         }
     }
 
+    fn has_own(&self, name: &str) -> bool {
+        self.items.iter().any(|item| item.kind == Kind::Own && item.name == name)
+    }
+
+    /// Whether one of the same name is here, with whatever text.
+    fn has_one_like(&self, item: &Named) -> bool {
+        let is_like = |other: &Named| (other.kind, &other.of, &other.name) == (item.kind, &item.of, &item.name);
+        matches!(item.kind, Kind::Own | Kind::Member) && self.items.iter().any(is_like)
+    }
+
+    /// The texts of an item of its own and of its members.
+    fn all_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let is_of = move |item: &&Named| item.of == name || (item.kind == Kind::Own && item.name == name);
+        self.items.iter().filter(is_of).map(|item| &*item.text)
+    }
+
     /// The items that `other` does not have.
     fn without<'a>(&'a self, other: &'a Code) -> impl Iterator<Item = &'a Named> {
         self.items.iter().filter(|item| !other.items.contains(item))
@@ -290,6 +315,9 @@ mod tests {
         assert_eq!(decide(&[("x", "pub const A: u8 = 1;", "pub const A: u8 = 2;")]), ["x"]);
         assert_eq!(decide(&[("x", "fn main() { run(1) }", "fn main() { run(2) }")]), ["x"]);
         assert_eq!(decide(&[("x", "impl A { fn b() {} }", "impl A { fn b() { c() } }")]), ["x"]);
+        // Its old text stands elsewhere now; or two have changed places.
+        let copied = ("y", "", "const A: u8 = 1; fn c() { w(A) }");
+        assert_eq!(decide(&[("x", "pub const A: u8 = 1;", "pub const A: u8 = 2;"), copied]), ["x"]);
         // Two had it, and now one has.
         assert_eq!(decide(&[("x", one, "fn b() { a() }"), ("y", one, one)]), ["x"]);
         assert_eq!(decide(&[("x", "#![no_std]", "")]), ["x"]);
@@ -301,6 +329,10 @@ mod tests {
         let y = "const T: u8 = 2; fn d() { wait(T) }";
         let (x_then, y_now) = (format!("{x} {end}"), format!("{y} {end}"));
         assert_eq!(decide(&[("x", &x_then, x), ("y", y, &y_now)]), ["y"]);
+        let (x, y) = ("struct T { n: u8 }", "struct T { n: u64 }");
+        assert_eq!(decide(&[("x", &format!("{x} {end}"), x), ("y", y, &format!("{y} {end}"))]), ["y"]);
+        let (x, y) = ("use a::T; fn c() { T }", "use b::T; fn d() { T }");
+        assert_eq!(decide(&[("x", &format!("{x} {end}"), x), ("y", y, &format!("{y} {end}"))]), ["y"]);
     }
 
     #[test]
@@ -328,6 +360,9 @@ mod tests {
         assert_eq!(decide(&[("x", &laid_out, &laid_out.replace("c: u8", "c: u8, e: u8"))]), ["x"]);
         let repr = format!("#[repr(C)] {then}");
         assert_eq!(decide(&[("x", &repr, &repr.replace("c: u8", "c: u8, e: u8"))]), ["x"]);
+        // A type of this name that is new elsewhere is another.
+        let dropped = format!("{then} impl Drop for A {{ fn drop(&mut self) {{}} }}");
+        assert_eq!(decide(&[("x", then, &dropped), ("y", "", "struct A { n: u8 }")]), ["x"]);
         // A new structure has new fields, whatever others call theirs.
         assert_eq!(decide(&[("x", then, &format!("{then} struct F {{ c: u8 }}"))]), [""; 0]);
         // Nobody reads it.
@@ -361,6 +396,13 @@ mod tests {
         assert_eq!(decide(&[("x", then, "use o::{a, self};\nuse p::d;\nfn b() { a(); o::c() }")]), [""; 0]);
         assert_eq!(decide(&[("x", then, "use o;\nuse p::a;\nfn b() { a(); o::c() }")]), ["x"]);
         assert_eq!(decide(&[("x", then, "use o::{self, a};\nuse p::*;\nfn b() { a(); o::c() }")]), ["x"]);
+        // What has left for a file of no part in it, and has changed there.
+        let (from, to) = ("pub fn a() -> u8 { 1 }", "pub fn a() -> u8 { 2 }");
+        assert_eq!(decide(&[("x", from, "pub use reader::a;"), ("reader", "", to)]), ["x"]);
+        // A function of a type that has moved excuses nothing.
+        let (z, w) = ("use p::wait; fn d() { wait() }", "use q::wait; fn d() { wait() }");
+        let (method, other) = ("impl S { fn wait(&self) { s() } }", "fn e() {}");
+        assert_eq!(decide(&[("z", z, w), ("x", method, ""), ("y", other, &format!("{other} {method}"))]), ["z"]);
         // Others have it from here.
         assert_eq!(decide(&[("x", "pub use o::E;", "pub use p::E;")]), ["x"]);
         let (from, to) = ("pub fn a() {}", "pub fn a() {}");

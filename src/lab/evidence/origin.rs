@@ -18,7 +18,7 @@ const STEERING: &[&str] = &["steer-cost", "steer-stopped"];
 
 /// Parts of the lab that only lessons with one of these words in a command line use: a program, a trial, or a folder of
 /// programs.
-const OF_WORDS: [(&str, &[&str]); 17] = [
+const OF_WORDS: [(&str, &[&str]); 19] = [
     ("src/lab/trials/blind_test.rs", &["blind-test"]),
     ("src/lab/trials/modes.rs", &["blind-test"]),
     ("src/lab/trials/complaints.rs", &["complaint"]),
@@ -36,6 +36,9 @@ const OF_WORDS: [(&str, &[&str]); 17] = [
     ("src/sys/sock_diag.rs", TRIALS_OF_TOOLS),
     ("src/sys/waiting.rs", TRIALS_OF_TOOLS),
     ("src/lab/run/contender.rs", &["contenders", "blind-test"]),
+    // What a finding and a client of theirs come from, in folders that make no rows else.
+    ("src/lab/watch/rates.rs", TRIALS_OF_TOOLS),
+    ("src/lab/check/client.rs", &["trial"]),
 ];
 
 /// Where lessons have programs and files of their own.
