@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::lab::program::{Interrupt, Stop, print_until};
 pub use crate::lab::target::Target;
 use crate::terminal::{Paint, width};
-use findings::{Dispatch, IDS, diagnose};
+use findings::{IDS, diagnose};
 pub use look::{Observer, Recording};
 
 pub struct Options {
@@ -71,7 +71,8 @@ pub fn run(options: Options, interrupt: &Interrupt) -> Result<bool, Stop> {
     let ids = &options.fail_if;
     let fails = diagnosis.findings.iter().any(|finding| ids.iter().any(|id| id == finding.id));
     // A monitor is not to be told that all is well by one that could not look.
-    if !ids.is_empty() && !fails && diagnosis.dispatch == Dispatch::Unknown {
+    let is_blind = observer.recording.last().processes.iter().all(|process| process.holds.is_empty());
+    if !ids.is_empty() && !fails && is_blind {
         let why = diagnosis.unseen.first().map_or(String::new(), |line| format!(": {line}"));
         return Err(Stop::Failed(format!("--fail-if: no process was seen that accepts{why}")));
     }

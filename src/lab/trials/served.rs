@@ -75,8 +75,10 @@ fn compare(mut accepted: Vec<u64>, cpu_ns: &[u64], mut answered: Vec<u64>) -> Nu
         // Who is who in the answers is not known.
         accepted.sort_unstable();
         answered.sort_unstable();
-        let differences = accepted.iter().zip(&answered).map(|(&one, &other)| one.abs_diff(other));
-        found.extend(differences.max().map(|most| ("served_difference".to_string(), most as f64)));
+        if accepted.len() == answered.len() {
+            let differences = accepted.iter().zip(&answered).map(|(&one, &other)| one.abs_diff(other));
+            found.extend(differences.max().map(|most| ("served_difference".to_string(), most as f64)));
+        }
     }
     found
 }
@@ -97,6 +99,7 @@ mod tests {
     fn what_was_not_seen_is_left_out() {
         let keys = |found: Numbers| found.into_keys().collect::<Vec<_>>();
         assert_eq!(keys(compare(vec![], &[1, 2], vec![])), ["served_by_cpu"]);
+        assert!(!compare(vec![1, 2], &[1, 2], vec![1, 1, 1]).contains_key("served_difference"));
         // Threads of one process; workers to which connections are passed.
         assert_eq!(keys(compare(vec![9], &[5], vec![4, 5])), ["served_by_answers"]);
         assert_eq!(keys(compare(vec![0, 0], &[1, 2], vec![4, 5])), ["served_by_answers", "served_by_cpu"]);

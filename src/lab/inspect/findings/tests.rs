@@ -59,6 +59,10 @@ fn a_worker_that_sleeps_or_runs_while_connections_wait_hangs() {
         let finding = only_finding(&recorded(name));
         assert!(finding.id == "hung-worker" && finding.says.contains(why), "{name}: {finding:?}");
     }
+    // Beside coroutines idle threads sleep at locks, too, and the main thread serves.
+    let mut recording = recorded("deadlock");
+    recording.commands.values_mut().for_each(|words| words.extend(["-k", "gevent"].map(String::from)));
+    assert!(diagnose(&recording).workers.iter().all(|worker| worker.state != State::Hung));
 }
 
 #[test]
@@ -214,6 +218,9 @@ fn reuseport_that_was_asked_for_and_is_not_there_is_named() {
         recording.commands.values_mut().for_each(|words| *words.last_mut().unwrap() = refused.to_string());
         assert_eq!(ids(&diagnose(&recording)), [""; 0], "{refused}");
     }
+    let refused = ["--reuse-port", "false"].map(String::from);
+    recording.commands.values_mut().for_each(|words| words.extend(refused.clone()));
+    assert_eq!(ids(&diagnose(&recording)), [""; 0]);
 }
 
 #[test]
@@ -221,12 +228,16 @@ fn more_event_loops_than_cpus_wait_for_each_other() {
     let mut recording = recorded("hash");
     recording.machine.cpus = 1.0;
     let pids: Vec<i32> = diagnose(&recording).workers.iter().map(|worker| worker.pid).collect();
-    pids.into_iter().for_each(|pid| load(&mut recording, pid, 0.24, 0.7));
+    pids.iter().for_each(|&pid| load(&mut recording, pid, 0.24, 0.7));
     let finding = only_finding(&recording);
     assert!(finding.id == "more-workers-than-cpus" && finding.says.starts_with("4 event loops share 1 CPU"));
     // A container may be given a part of one.
     recording.machine.cpus = 0.5;
     assert!(only_finding(&recording).says.starts_with("4 event loops share 0.5 CPUs"));
+    // And one loop uses it.
+    pids.iter().for_each(|&pid| load(&mut recording, pid, 0.76, 0.8));
+    recording.machine.cpus = 3.5;
+    assert_eq!(ids(&diagnose(&recording)), [""; 0]);
 }
 
 #[test]

@@ -174,14 +174,16 @@ fn hangs_in(recording: &Recording, summary: &Summary, least_queued: u32) -> Opti
             _ => "asleep in another call than that for connections",
         });
     }
+    let moves = last_seen.new > first_seen.new || last_seen.open < first_seen.open;
     // Their main thread passes what has come to one of the others, which waits for the client or the database in
-    // another call than this.
+    // another call than this. Where it runs coroutines, it serves by itself.
+    let is_word = |word: &String| word.contains("gevent") || word.contains("eventlet");
+    let has_coroutines = || recording.commands.values().flatten().any(is_word);
     let is_pool = matches!(kind, Kind::Gunicorn | Kind::Puma) && last_seen.tasks.iter().any(answers);
     let sleeps_at_locks = || are_all(&answers, &|call| call == Call::Futex) && !has_grown(&answers, |t| t.voluntary);
-    if is_pool && has_unread && sleeps_at_locks() {
+    if is_pool && has_unread && !moves && !has_coroutines() && sleeps_at_locks() {
         return Some("all threads that answer sleep at locks");
     }
-    let moves = last_seen.new > first_seen.new || last_seen.open < first_seen.open;
     let runs = are_all(&accepts, &|call| call == Call::Running) && has_grown(&accepts, |task| task.cpu_ns);
     let is_in_circles = runs && !has_grown(&accepts, |task| task.voluntary) && !moves;
     (is_in_circles && (has_unread || least_queued > 0)).then_some("running, and in no system call")

@@ -359,16 +359,22 @@ impl Case<'_> {
     }
 
     fn no_reuseport(&self) -> Option<Finding> {
-        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, no `--no-reuse-port`, no `reuse_port=False`.
-        let is_asked = |word: &String| {
+        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, no `--no-reuse-port`, no `reuse_port=False`, no
+        // `--reuse-port false`.
+        let is_no = |value: &str| ["false", "off", "no", "0"].contains(&value);
+        let is_asked = |word: &str, next: &str| {
             let word = word.to_lowercase().replace(['-', '_'], "");
             let Some((before, after)) = word.split_once("reuse") else { return false };
             let Some(value) = after.strip_prefix("port") else { return false };
-            let is_refused = ["false", "off", "no", "0"].contains(&value.trim_start_matches([' ', '=', ':']));
-            !is_refused && !before.ends_with("no") && !word.contains('/')
+            let value = if value.is_empty() { next.to_lowercase() } else { value.replace([' ', '=', ':'], "") };
+            !is_no(&value) && !before.ends_with("no") && !word.contains('/')
         };
-        let asked =
-            self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;
+        let next = |words: &[String], at: usize| words.get(at + 1).cloned().unwrap_or_default();
+        let mut asked = self.recording.commands.values().flat_map(|words| {
+            let all = words.iter().enumerate().skip(1);
+            all.filter(|(at, word)| is_asked(word, &next(words, *at))).map(|(_, word)| word)
+        });
+        let asked = asked.next()?;
         let shared = self.found.listeners.iter().find(|listener| listener.sharing == Sharing::Shared)?;
         let workers = shared.queues[0].pids.len();
         let says =
@@ -383,7 +389,8 @@ impl Case<'_> {
         let sum = |of: fn(&Worker) -> f64| self.found.workers.iter().map(of).sum::<f64>();
         let (used, waited) = (sum(|worker| worker.cpu_share), sum(|worker| worker.waited_share));
         let are_loops = self.found.workers.iter().all(|worker| is_loop(&worker.waits_in));
-        if !are_loops || workers as f64 <= cpus || used < CEILING * cpus || waited < used {
+        // A part of a CPU is used by an event loop, too.
+        if !are_loops || workers as f64 <= cpus.ceil() || used < CEILING * cpus || waited < used {
             return None;
         }
         let says = format!(
