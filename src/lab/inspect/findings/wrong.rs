@@ -359,22 +359,18 @@ impl Case<'_> {
     }
 
     fn no_reuseport(&self) -> Option<Finding> {
-        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, no `--no-reuse-port`, no `reuse_port=False`, no
-        // `--reuse-port false`.
-        let is_no = |value: &str| ["false", "off", "no", "0"].contains(&value);
+        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path, and no refusal, be it the word behind it.
         let is_asked = |word: &str, next: &str| {
             let word = word.to_lowercase().replace(['-', '_'], "");
             let Some((before, after)) = word.split_once("reuse") else { return false };
             let Some(value) = after.strip_prefix("port") else { return false };
-            let value = if value.is_empty() { next.to_lowercase() } else { value.replace([' ', '=', ':'], "") };
-            !is_no(&value) && !before.ends_with("no") && !word.contains('/')
+            let value = if value.is_empty() { next } else { value.trim_start_matches([' ', '=', ':']) };
+            let is_refused = ["false", "off", "no", "0"].contains(&&*value.to_lowercase());
+            !is_refused && !before.ends_with("no") && !word.contains('/')
         };
-        let next = |words: &[String], at: usize| words.get(at + 1).cloned().unwrap_or_default();
-        let mut asked = self.recording.commands.values().flat_map(|words| {
-            let all = words.iter().enumerate().skip(1);
-            all.filter(|(at, word)| is_asked(word, &next(words, *at))).map(|(_, word)| word)
-        });
-        let asked = asked.next()?;
+        let (commands, none) = (self.recording.commands.values(), String::new());
+        let mut words = commands.flat_map(|words| words.iter().zip(words.iter().skip(1).chain([&none])).skip(1));
+        let (asked, _) = words.find(|(word, next)| is_asked(word, next))?;
         let shared = self.found.listeners.iter().find(|listener| listener.sharing == Sharing::Shared)?;
         let workers = shared.queues[0].pids.len();
         let says =

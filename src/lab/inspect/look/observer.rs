@@ -169,6 +169,8 @@ impl Observer {
         // What a service manager has started is not its server.
         let is_manager = |stat: &Stat| stat.pid == 1 && matches!(comm(1).as_str(), "systemd" | "init");
         let of_members = with_descendants(&stats, |stat| self.members.contains(&key_of(stat)) && !is_manager(stat));
+        let before = self.recording.looks.last().into_iter().flat_map(|look| &look.processes);
+        let known: BTreeSet<(i32, u64)> = before.map(|process| (process.pid, process.started)).collect();
         let (mut processes, mut sockets, mut closed) = (Vec::new(), BTreeMap::new(), Vec::new());
         for stat in of_members.into_iter().filter(|stat| stat.is_alive()) {
             let Some(descriptors) = Descriptors::of(stat.pid) else {
@@ -180,8 +182,7 @@ impl Observer {
             process.listens_elsewhere = others.map(|address| address.to_string()).collect();
             processes.push(process);
             sockets.insert(stat.pid, descriptors.sockets().filter(|inode| !inodes.contains(inode)).collect());
-            let is_known = |known: &Process| (known.pid, known.started) == key_of(stat);
-            if !self.recording.looks.last().is_some_and(|look| look.processes.iter().any(is_known)) {
+            if !known.contains(&key_of(stat)) {
                 self.recording.commands.insert(stat.pid, title(stat.pid));
             }
         }
@@ -202,7 +203,8 @@ impl Observer {
         let is_held = |look: &Look, inode| look.processes.iter().any(|process| process.holds.contains(inode));
         let before = self.recording.looks.last();
         let is_complete = before.is_none_or(|look| inodes.iter().all(|inode| is_held(look, inode)));
-        for stat in stats.iter().filter(|stat| stat.is_alive()) {
+        let others: Vec<&Stat> = stats.iter().filter(|stat| stat.is_alive() && !is_member(stat)).collect();
+        for stat in others {
             let is_new_brother = parents.contains(&stat.parent) && self.strangers.insert(key_of(stat));
             let may_be_owner = !is_complete && stat.started >= self.young_since;
             if (is_new_brother || may_be_owner)
