@@ -223,6 +223,21 @@ fn without_its_watchdog_it_gives_the_group_back_and_ends() {
 }
 
 #[test]
+fn a_watchdog_that_is_killed_while_it_is_released_leaves_no_program() {
+    let server = start("reuseport", &["--workers", "2"]);
+    let mut steer = Steer::of(&server, "random");
+    let watchdog = children(steer.running.pid())[0];
+    assert!(watchdog.stop(FOREVER));
+    steer.running.signal(Signal::SIGINT);
+    // Its end of the socket pair is closed: it waits for the watchdog.
+    let has_released = || Descriptors::of(steer.running.pid()).is_some_and(|open| open.sockets().next().is_none());
+    assert!(poll_until(FOREVER, || has_released().then_some(())).is_some());
+    watchdog.kill();
+    assert_eq!(steer.running.await_exit(FOREVER).unwrap().unwrap().code(), Some(0));
+    assert!(has_no_program(&server));
+}
+
+#[test]
 fn a_dead_workers_queue_leaves_the_group_although_the_watchdog_had_a_duplicate() {
     let server = start("reuseport", &["--workers", "3"]);
     let mut steer = Steer::of(&server, "live-set");

@@ -100,12 +100,11 @@ impl Steering {
     }
 
     /// Takes the program away, also where the watchdog was killed.
-    fn give_back(mut self) -> Events {
-        if self.watchdog.has_ended() {
+    fn give_back(self) -> Events {
+        if !self.watchdog.release() {
             // A listener that is gone has no program to lose.
             let _ = self.group.holder.duplicate().and_then(detach_selector);
         }
-        self.watchdog.release();
         self.events
     }
 

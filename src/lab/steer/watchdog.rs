@@ -46,12 +46,11 @@ impl Watchdog {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Lets it detach, and waits until that is done.
-    pub fn release(self) {
+    /// Lets it detach, and waits until that is done. False when it was killed before, or failed.
+    pub fn release(self) -> bool {
         let Watchdog { channel, mut child } = self;
         drop(channel);
-        // Its status says nothing: a group whose last socket is closed has no program to lose.
-        let _ = child.wait();
+        child.wait().is_ok_and(|status| status.success())
     }
 }
 
