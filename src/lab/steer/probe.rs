@@ -11,13 +11,22 @@ use socket2::{Domain, Socket, Type};
 
 use crate::lab::observe::processes::poll_until;
 use crate::sys::descriptors::Descriptors;
-use crate::sys::sock_diag::tcp_connection;
+use crate::sys::sock_diag::{ESTABLISHED, tcp_connection};
 
 /// A worker that is free accepts within this time, also on a busy machine.
 pub const ACCEPTED_WITHIN: Duration = Duration::from_millis(500);
 /// A server may want a first byte before it accepts (TCP_DEFER_ACCEPT, tcp(7)). It gets an empty line, which a server of
 /// HTTP is to ignore (RFC 9112, section 2.2).
 const SILENT_FOR: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Waits,
+    /// And perhaps closed again.
+    Accepted,
+    /// Refused, reset before it was in a queue, or never answered: that says nothing about a worker.
+    Failed,
+}
 
 /// Bound, and not connected until [`Probe::connect`].
 pub struct Probe {
@@ -26,7 +35,9 @@ pub struct Probe {
     server: SocketAddr,
     begun: Instant,
     has_spoken: bool,
-    is_over: bool,
+    /// The server's kernel has it, in the queue or beyond.
+    has_arrived: bool,
+    state: State,
     /// The inode of the server's end, once somebody has accepted it.
     accepted: Option<u32>,
 }
@@ -50,7 +61,7 @@ impl Probe {
         socket.bind(&ours.unwrap_or(from).into())?;
         let stream = TcpStream::from(socket);
         let (ours, begun) = (stream.local_addr()?, Instant::now());
-        Ok(Probe { stream, ours, server, begun, has_spoken: false, is_over: false, accepted: None })
+        Ok(Probe { stream, ours, server, begun, has_spoken: false, has_arrived: false, state: State::Waits, accepted: None })
     }
 
     pub fn ours(&self) -> SocketAddr {
@@ -73,41 +84,67 @@ impl Probe {
         self.begun.elapsed()
     }
 
-    /// Whether nobody waits for it any more: it was accepted, and perhaps closed again. Until then the server gets an
-    /// empty line in time.
-    pub fn poll(&mut self) -> nix::Result<bool> {
-        if self.is_over {
-            return Ok(true);
+    /// What has become of it. While it waits the server gets an empty line in time.
+    pub fn poll(&mut self) -> nix::Result<State> {
+        if self.state != State::Waits {
+            return Ok(self.state);
         }
-        let is_waiting = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
         let theirs = tcp_connection(self.server, self.ours)?;
+        self.has_arrived |= theirs.is_some_and(|socket| socket.state == ESTABLISHED);
         self.accepted = theirs.map(|socket| socket.inode).filter(|inode| *inode != 0);
-        self.is_over = self.accepted.is_some() || !(&self.stream).read(&mut [0]).is_err_and(is_waiting);
-        if !self.is_over && self.age() > SILENT_FOR && !self.has_spoken {
+        self.state = match (&self.stream).read(&mut [0]).map_err(|error| error.kind()) {
+            _ if self.accepted.is_some() => State::Accepted,
+            Err(io::ErrorKind::WouldBlock) => State::Waits,
+            Err(io::ErrorKind::ConnectionReset) if !self.has_arrived => State::Failed,
+            Ok(_) | Err(io::ErrorKind::ConnectionReset) => State::Accepted,
+            Err(_) => State::Failed,
+        };
+        if self.state == State::Waits && self.age() > SILENT_FOR && !self.has_spoken {
             self.has_spoken = true;
             // Where there is no connection there is nobody to hear it.
             let _ = (&self.stream).write(b"\r\n");
         }
-        Ok(self.is_over)
+        Ok(self.state)
     }
 
     /// What [`Probe::poll`] has returned last.
-    pub fn is_over(&self) -> bool {
-        self.is_over
+    pub fn state(&self) -> State {
+        self.state
     }
 }
 
-/// Who has accepted each of the probes, as soon as all are over or the time is up.
+/// Who has accepted each of the probes, as soon as none waits any more or the time is up.
 pub fn acceptors(probes: &mut [Probe], pids: &[i32]) -> nix::Result<Vec<Option<i32>>> {
-    let all_over = |probes: &mut [Probe]| probes.iter_mut().try_fold(true, |all, probe| Ok(probe.poll()? && all));
-    let polled = poll_until(ACCEPTED_WITHIN, || match all_over(probes) {
-        Ok(false) => None,
+    let mut any_waits = || probes.iter_mut().try_fold(false, |any, probe| Ok(probe.poll()? == State::Waits || any));
+    let polled = poll_until(ACCEPTED_WITHIN, || match any_waits() {
+        Ok(true) => None,
         end => Some(end),
     });
-    polled.unwrap_or(Ok(false))?;
+    polled.unwrap_or(Ok(true))?;
     let mut owners: BTreeMap<u32, i32> = BTreeMap::new();
     for &pid in pids {
         owners.extend(Descriptors::of(pid).iter().flat_map(Descriptors::sockets).map(|inode| (inode, pid)));
     }
     Ok(probes.iter().map(|probe| owners.get(&probe.accepted?).copied()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_refused_connection_says_nothing_and_one_that_is_closed_was_accepted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let end = |accept: &dyn Fn()| {
+            let mut probe = Probe::bind(server, None).unwrap();
+            probe.connect().unwrap();
+            accept();
+            poll_until(ACCEPTED_WITHIN, || Some(probe.poll().unwrap()).filter(|state| *state != State::Waits))
+        };
+        assert_eq!(end(&|| drop(listener.accept().unwrap())), Some(State::Accepted));
+        drop(listener);
+        assert_eq!(end(&|| ()), Some(State::Failed));
+    }
 }

@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use super::choice::{Candidate, Select, program};
 use super::events::{Event, Events};
 use super::group::Group;
-use super::probe::{ACCEPTED_WITHIN, Probe, acceptors};
+use super::probe::{ACCEPTED_WITHIN, Probe, State, acceptors};
 use super::watchdog::Watchdog;
 use crate::classic_bpf::{BpfProgram, with_own_connections};
 use crate::cpu;
@@ -213,8 +213,8 @@ impl Steering {
         self.take_answers();
         for member in &mut self.members {
             let before = member.socket.and_then(|socket| out.get(&socket));
-            // Without an answer it stays as out as the one that was expected there.
-            member.out = before.copied().unwrap_or(member.out.filter(|_| member.answer.is_none()));
+            // Where its socket is not known, it stays as out as the one that was expected there.
+            member.out = before.copied().unwrap_or(member.out);
             member.waits_since = None;
         }
         Ok(())
@@ -244,7 +244,7 @@ impl Steering {
         let answers = acceptors(&mut probes, &self.group.pids()).map_err(no_sockets)?;
         let is_watched = self.select.looks_at_workers();
         for ((member, probe), answer) in self.members.iter_mut().zip(probes).zip(answers) {
-            (member.answer, member.probe) = (answer, Some(probe).filter(|probe| is_watched && !probe.is_over()));
+            (member.answer, member.probe) = (answer, Some(probe).filter(|probe| is_watched && probe.state() == State::Waits));
         }
         Ok(true)
     }
@@ -271,11 +271,10 @@ impl Steering {
         self.turn = (self.turn + 1) % self.members.len();
         for (number, member) in self.members.iter_mut().enumerate() {
             let was_out = member.out;
-            let is_answered = match &mut member.probe {
-                Some(probe) => probe.poll().map_err(no_sockets)?,
-                None => false,
-            };
-            if let Some(probe) = member.probe.take_if(|_| is_answered) {
+            let state = member.probe.as_mut().map_or(Ok(State::Waits), Probe::poll).map_err(no_sockets)?;
+            let is_answered = state == State::Accepted;
+            let ended = member.probe.take_if(|_| state != State::Waits);
+            if let Some(probe) = ended.filter(|_| is_answered) {
                 member.waits_since = None;
                 if member.socket.is_none() {
                     is_late = true;
@@ -296,15 +295,15 @@ impl Steering {
             is_wrong |= is_answered && is_stopped && was_out == Some(STOPPED);
             let waits =
                 member.queued > 0 && member.waits_since.get_or_insert_with(Instant::now).elapsed() > DOUBT_AFTER;
-            if member.probe.is_none() && (is_stopped || waits) {
-                doubtful.push(number);
-            }
             member.out = match &member.probe {
                 _ if is_stopped => Some(STOPPED),
-                None => None,
+                _ if is_answered => None,
                 Some(probe) if probe.age() > ACCEPTED_WITHIN => Some(HANGS),
-                Some(_) => was_out,
+                _ => was_out,
             };
+            if member.probe.is_none() && (member.out.is_some() || waits) {
+                doubtful.push(number);
+            }
             match (was_out, member.out) {
                 (None, Some(why)) => self.events.say(&Event::Out { number, pid: member.pid, why }),
                 (Some(_), None) => self.events.say(&Event::Back { number, pid: member.pid }),
