@@ -471,6 +471,17 @@ fn a_group_with_a_program_of_its_own_is_left_alone() {
 }
 
 #[test]
+fn a_group_is_not_taken_for_one_without_a_program_because_nobody_answers() {
+    let server = start("reuseport", &["--workers", "2", "--select", "random"]);
+    let workers = children(server.pid());
+    assert!(workers.iter().all(|worker| worker.stop(FOREVER)));
+    let said = refused(&[&server.addr.to_string()]);
+    assert!(said.contains("cannot be seen") && said.contains("--replace"), "{said}");
+    assert!(!has_no_program(&server), "it still has it");
+    assert!(workers.iter().all(|worker| worker.resume(FOREVER)));
+}
+
+#[test]
 fn what_is_missing_is_one_line_with_the_way_out() {
     let one = TcpListener::bind("127.0.0.1:0").unwrap();
     let said = refused(&[&one.local_addr().unwrap().to_string()]);

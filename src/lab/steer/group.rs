@@ -127,39 +127,43 @@ impl Group {
     }
 
     /// Finds out whether the kernel's hash chooses, by connections of ours: it gives those from one address and port the
-    /// same socket each time, and those from different ports different ones. The kernel does not tell it.
+    /// same socket each time, and those from different ports different ones. The kernel does not tell it. Returns why it
+    /// cannot be seen, where that is so.
     ///
     /// # Errors
     /// When the group has a program of its own, which nobody could give back.
-    pub fn has_no_program(&self) -> Result<(), String> {
-        let (sockets, pids) = (self.queues()?, self.pids());
+    pub fn has_no_program(&self) -> Result<Option<String>, String> {
+        let (address, sockets) = (self.address, self.queues()?);
         // Of threads it cannot be seen which of them accepts.
         if self.processes.iter().filter(|it| !it.watches.is_empty() || it.holds.len() == 1).count() < 2 {
-            return Ok(());
+            return Ok(None);
         }
-        let failed = |error| Failure::new(format_args!("connect to {}", self.address), error).to_string();
-        let first = from_addresses(self.address, &[None; TRIED], &pids).map_err(failed)?;
-        let again: Vec<Option<SocketAddr>> = first.iter().map(|(ours, _)| Some(*ours)).collect();
-        let second = from_addresses(self.address, &again, &pids).map_err(failed)?;
+        let answers = |ours: &[Option<SocketAddr>]| {
+            let failed = |error| Failure::new(format_args!("connect to {address}"), error).to_string();
+            from_addresses(address, ours, &self.pids()).map_err(failed)
+        };
+        let first = answers(&[None; TRIED])?;
+        let second = answers(&first.keys().copied().map(Some).collect::<Vec<_>>())?;
+        let unseen = |why| format!("whether {address} has a program of its own cannot be seen: {why}; --replace ignores it");
         if self.queues()?.keys().ne(sockets.keys()) {
-            // Still growing.
-            return self.has_no_program();
+            return Ok(Some(unseen("its sockets come and go")));
         }
-        let pids = |found: &[(SocketAddr, Option<i32>)]| found.iter().map(|(_, pid)| *pid).collect::<Vec<_>>();
-        let (first, second) = (pids(&first), pids(&second));
-        let found =
-            match first.iter().zip(&second).find(|(one, other)| one.is_some() && other.is_some() && one != other) {
-                Some((Some(one), Some(other))) => {
-                    format!("two connections from one address and port went to pid {one} and to pid {other}")
-                }
-                _ if first[0].is_some() && first.iter().all(|pid| *pid == first[0]) => {
-                    format!("{TRIED} connections from different ports went to pid {}", first[0].unwrap_or_default())
-                }
-                _ => return Ok(()),
-            };
+        let pairs = || first.iter().filter_map(|(ours, one)| Some((*one, *second.get(ours)?)));
+        let Some((pid, _)) = pairs().next() else {
+            return Ok(Some(unseen("no worker has accepted two connections from one address and port")));
+        };
+        let found = match pairs().find(|(one, other)| one != other) {
+            Some((one, other)) => {
+                format!("two connections from one address and port went to pid {one} and to pid {other}")
+            }
+            None if first.len() == TRIED && first.values().all(|other| *other == pid) => {
+                format!("{TRIED} connections from different ports went to pid {pid}")
+            }
+            None => return Ok(None),
+        };
         Err(format!(
-            "{} has a program of its own ({found}), which could not be given back at the end; --replace takes its place",
-            self.address
+            "{address} has a program of its own ({found}), which could not be given back at the end; --replace takes its \
+             place"
         ))
     }
 
@@ -181,16 +185,19 @@ impl Group {
     }
 }
 
-/// Connections from these addresses of ours, new ones where they are absent: from where each came, and who accepted it.
+/// Connections from these addresses of ours, new ones where they are absent: who has accepted each, where that is seen.
 fn from_addresses(
     server: SocketAddr,
     ours: &[Option<SocketAddr>],
     pids: &[i32],
-) -> io::Result<Vec<(SocketAddr, Option<i32>)>> {
-    let mut probes = ours.iter().map(|ours| Probe::bind(server, *ours)).collect::<io::Result<Vec<Probe>>>()?;
+) -> io::Result<BTreeMap<SocketAddr, i32>> {
+    let bound = ours.iter().map(|ours| Probe::bind(server, *ours));
+    // Somebody else may have an address meanwhile.
+    let is_ours = |probe: &io::Result<Probe>| !probe.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    let mut probes = bound.filter(is_ours).collect::<io::Result<Vec<Probe>>>()?;
     probes.iter_mut().try_for_each(Probe::connect)?;
     let acceptors = acceptors(&mut probes, pids)?;
-    Ok(probes.iter().map(Probe::ours).zip(acceptors).collect())
+    Ok(probes.iter().zip(acceptors).filter_map(|(probe, pid)| Some((probe.ours(), pid?))).collect())
 }
 
 fn queues(address: SocketAddr) -> Result<BTreeMap<u32, u32>, String> {
@@ -301,5 +308,23 @@ fn datagrams(target: &Target) -> String {
     match ["/proc/self/net/udp", "/proc/self/net/udp6"].iter().any(has_it) {
         true => "; UDP is there, which has no connections to choose a socket for".to_string(),
         false => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn an_address_that_somebody_else_has_taken_is_left_out() {
+        let [server, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let address = server.local_addr().unwrap();
+        let ours = [Some(other.local_addr().unwrap()), None];
+        let accepted = std::thread::scope(|scope| {
+            let accepted = scope.spawn(|| server.accept().unwrap());
+            (from_addresses(address, &ours, &[Pid::this().as_raw()]).unwrap(), accepted.join().unwrap())
+        });
+        assert_eq!(accepted.0, BTreeMap::from([(accepted.1.1, Pid::this().as_raw())]));
     }
 }

@@ -39,7 +39,8 @@ use steering::Steering;
 
 /// Between two looks; what they show is this old at most when a connection comes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// A command has its group within this time; it is said when it takes longer than the first.
+/// A command has its group within the second time; it is said when it takes longer than the first. So long it may be
+/// unseen whether another group has a program.
 const LISTENS_SOON: Duration = Duration::from_secs(2);
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
 
@@ -101,22 +102,27 @@ fn steer(options: &Options, signals: &SignalQueue, mut server: Option<&mut Serve
     let begun = Instant::now();
     let mut is_said = false;
     let group = loop {
-        match Group::find(&target) {
-            Ok(group) => break group,
-            Err(why) if server.is_none() || begun.elapsed() > LISTENS_WITHIN => return Err(why),
-            Err(why) if begun.elapsed() > LISTENS_SOON && !is_said => {
-                events.say(&Event::Waiting { why: &why });
-                is_said = true;
-            }
-            Err(_) => {}
+        let why = match Group::find(&target) {
+            Ok(group) if options.replace => break group,
+            Ok(group) => match group.has_no_program()? {
+                None => break group,
+                Some(why) => why,
+            },
+            Err(why) if server.is_none() => return Err(why),
+            Err(why) => why,
+        };
+        let is_late = begun.elapsed() > LISTENS_SOON;
+        if begun.elapsed() > LISTENS_WITHIN || is_late && server.is_none() {
+            return Err(why);
+        }
+        if is_late && !is_said {
+            events.say(&Event::Waiting { why: &why });
+            is_said = true;
         }
         if wait(signals, None, server.as_deref_mut())?.is_some() {
             return Ok(());
         }
     };
-    if !options.replace {
-        group.has_no_program()?;
-    }
     let select = options.select.expect("clap asks for it");
     let mut steering = Steering::begin(group, select, events)?;
     loop {
