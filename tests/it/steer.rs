@@ -391,6 +391,44 @@ while True:
     c.close()
 ";
 
+/// Three processes with a listener each that accept nothing, and the last of them opens and closes others all the time.
+const COME_AND_GO: &str = "
+import os, socket, time
+def listener(port):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(('127.0.0.1', port))
+    s.listen(100)
+    return s
+s = listener(0)
+port = s.getsockname()[1]
+for _ in range(2):
+    if os.fork(): break
+    s.close()
+    s = listener(port)
+else:
+    print('ready 127.0.0.1:%d' % port, flush=True)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        s = listener(port)
+        time.sleep(0.01)
+while True: os.wait()
+";
+
+#[test]
+fn while_sockets_come_and_go_it_hears_signals_and_takes_no_program_for_absent() {
+    if on_path("python3").is_none() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let mut server = Program::new(&["python3", "-c", COME_AND_GO].map(String::from)).launch(&[]).unwrap();
+    let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+    let said = refused(&[&address]);
+    assert!(said.contains("come and go") && said.contains("--replace"), "{said}");
+    let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "live-set", "--replace"]);
+    assert_eq!(steer.await_event("steering")["pids"][0], Value::Null);
+    assert_eq!(steer.end(), Some(0));
+}
+
 #[test]
 fn of_a_command_the_watchdog_is_no_worker_although_it_has_a_listener() {
     if on_path("python3").is_none() {

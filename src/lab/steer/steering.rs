@@ -29,6 +29,8 @@ use crate::lab::target::no_sockets;
 use crate::sys::foreign_listener::detach_selector;
 use crate::sys::procfs::{Stat, descriptors};
 
+/// At the beginning, while sockets come and go meanwhile.
+const ATTEMPTS: usize = 5;
 /// A queue that has not become shorter for so long may be one that nobody accepts from.
 const DOUBT_AFTER: Duration = Duration::from_millis(100);
 
@@ -60,6 +62,10 @@ pub struct Steering {
     members: Vec<Member>,
     /// All sockets of the group.
     sockets: BTreeSet<u32>,
+    /// All have been asked, and no socket has come or gone meanwhile.
+    are_numbered: bool,
+    /// What was said last: the processes, and whether all are out.
+    said: (Vec<Option<i32>>, bool),
     attached: BpfProgram,
     watchdog: Watchdog,
     /// The socket of which the watchdog has a duplicate.
@@ -73,20 +79,34 @@ impl Steering {
     /// Attaches the first program. From then on the watchdog gives the group back, whatever happens to us.
     pub fn begin(group: Group, select: Select, events: Events) -> Result<Steering, String> {
         let watchdog = Watchdog::start()?;
-        let (members, sockets, attached) = (Vec::new(), BTreeSet::new(), BpfProgram::new());
-        let (handed_over, turn) = (None, 0);
-        let mut steering = Steering { group, select, members, sockets, attached, watchdog, handed_over, turn, events };
+        let mut steering = Steering {
+            group,
+            select,
+            members: Vec::new(),
+            sockets: BTreeSet::new(),
+            are_numbered: false,
+            said: (Vec::new(), false),
+            attached: BpfProgram::new(),
+            watchdog,
+            handed_over: None,
+            turn: 0,
+            events,
+        };
         if let Err(why) = steering.attach_first() {
             steering.give_back();
             return Err(why);
         }
         let (address, program, pids) = (steering.group.address.to_string(), steering.group.program(), steering.pids());
+        steering.said.0.clone_from(&pids);
         steering.events.say(&Event::Steering { address, program, select, pids });
         Ok(steering)
     }
 
     fn attach_first(&mut self) -> Result<(), String> {
-        if self.refresh()? {
+        for _ in 0..ATTEMPTS {
+            if self.are_numbered || !self.refresh()? {
+                break;
+            }
             self.number_sockets()?;
         }
         if self.members.is_empty() {
@@ -109,7 +129,7 @@ impl Steering {
     }
 
     fn pids(&self) -> Vec<Option<i32>> {
-        self.members.iter().map(|member| member.pid).collect()
+        self.members.iter().map(|member| member.pid.filter(|_| self.are_numbered)).collect()
     }
 
     fn hand_over(&mut self) -> Result<(), String> {
@@ -133,9 +153,8 @@ impl Steering {
                 "the watchdog was killed; without it nobody would give the group back after a SIGKILL".to_string()
             );
         }
-        let (pids, were_all_out) = (self.pids(), self.are_all_out());
         let queues = self.group.queues()?;
-        let is_same = queues.keys().eq(&self.sockets);
+        let is_same = self.are_numbered && queues.keys().eq(&self.sockets);
         if (!is_same || self.group.is_refresh_due()) && !self.refresh()? {
             return Ok(Some(ENDED));
         }
@@ -153,21 +172,22 @@ impl Steering {
             }
             member.queued = queued;
         }
-        if self.select.looks_at_workers() {
+        if self.are_numbered && self.select.looks_at_workers() {
             self.look_at_workers()?;
         }
         self.choose()?;
-        if self.pids() != pids {
-            self.events.say(&Event::Changed { pids: self.pids() });
+        if !self.are_numbered {
+            return Ok(None);
         }
-        if self.are_all_out() && !were_all_out {
+        let (pids, are_all_out) = (self.pids(), self.members.iter().all(|member| member.out.is_some()));
+        if pids != self.said.0 {
+            self.events.say(&Event::Changed { pids: pids.clone() });
+        }
+        if are_all_out && !self.said.1 {
             self.events.say(&Event::AllOut);
         }
+        self.said = (pids, are_all_out);
         Ok(None)
-    }
-
-    fn are_all_out(&self) -> bool {
-        self.members.iter().all(|member| member.out.is_some())
     }
 
     /// Looks for the processes again. False when none of them listens any more.
@@ -187,16 +207,13 @@ impl Steering {
     /// Finds out which number belongs to whom. What the kernel does when sockets leave or join is known: the last takes
     /// the place of one that leaves (`reuseport_detach_sock`), and a new one is the last. Of two that leave between two
     /// looks the order is not known, though, so that is what is attached while all are asked, and only the answers count.
+    /// This is one attempt: the next look, which hears signals before, makes another.
     fn number_sockets(&mut self) -> Result<(), String> {
-        loop {
-            self.expect_numbers()?;
-            // While they are asked a number may go from one to another.
-            if self.ask()? && self.group.queues()?.keys().eq(&self.sockets) {
-                break;
-            }
-            if !self.refresh()? {
-                return Ok(());
-            }
+        self.expect_numbers()?;
+        // While they are asked a number may go from one to another.
+        self.are_numbered = self.ask()? && self.group.queues()?.keys().eq(&self.sockets);
+        if !self.are_numbered {
+            return Ok(());
         }
         let answers: Vec<Option<i32>> = self.members.iter().map(|member| member.answer).collect();
         let twice = answers.iter().enumerate().find(|(i, pid)| pid.is_some() && answers[..*i].contains(pid));
