@@ -68,6 +68,14 @@ impl Steer {
         found.unwrap_or_else(|| panic!("no {event} in {:?}", self.events()))
     }
 
+    /// Until these are the processes of the group that it has said last.
+    #[track_caller]
+    fn await_pids<const N: usize>(&self, pids: [Option<i32>; N]) {
+        let pids = Value::from(pids.map(Value::from).to_vec());
+        let are_last = || self.events().iter().rfind(|event| event["pids"].is_array()).map(|last| last["pids"] == pids);
+        assert!(poll_until(FOREVER, || are_last().filter(|are| *are)).is_some(), "{:?}", self.events());
+    }
+
     /// Ctrl-C, and the exit status.
     fn end(&mut self) -> Option<i32> {
         self.running.signal(Signal::SIGINT);
@@ -132,10 +140,11 @@ fn when_all_are_out_all_get_connections_and_it_is_said() {
     assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)));
 }
 
-#[test]
-fn a_number_that_nobody_has_confirmed_is_not_taken_for_known() {
+/// Of five workers two are left that are stopped, and nobody knows which number each of them has.
+#[track_caller]
+fn with_two_unknown() -> (Server, Steer, Vec<Process>) {
     let server = start("reuseport", &["--workers", "5"]);
-    let mut steer = Steer::of(&server, "live-set");
+    let steer = Steer::of(&server, "live-set");
     let workers = children(server.pid());
     let is_out = |pid| steer.events().iter().any(|event| event["event"] == "out" && event["pid"] == pid);
     for stopped in &workers[3..] {
@@ -151,19 +160,31 @@ fn a_number_that_nobody_has_confirmed_is_not_taken_for_known() {
         assert!(poll_until(FOREVER, || (sockets() == left).then_some(())).is_some());
     }
     us.signal(Signal::SIGCONT);
-    let three = || {
-        let named = steer.events().iter().rev().find_map(|event| event["pids"].as_array().map(Vec::len));
-        named == Some(3)
-    };
-    assert!(poll_until(FOREVER, || three().then_some(())).is_some(), "{:?}", steer.events());
+    steer.await_pids([Some(workers[0].pid), None, None]);
+    (server, steer, workers)
+}
+
+#[test]
+fn a_number_that_nobody_has_confirmed_is_not_taken_for_known() {
+    let (server, mut steer, workers) = with_two_unknown();
     assert!(workers[3].resume(FOREVER));
     // Its number is known as soon as it has accepted, and that of the other with it.
-    let pids = || serde_json::to_value([Some(workers[0].pid), Some(workers[3].pid), Some(workers[4].pid)]).unwrap();
-    let is_known =
-        || steer.events().iter().rfind(|event| event["event"] == "changed").map(|last| last["pids"] == pids());
-    assert!(poll_until(FOREVER, || is_known().unwrap_or(false).then_some(())).is_some(), "{:?}", steer.events());
+    steer.await_pids([0, 3, 4].map(|it| Some(workers[it].pid)));
     assert_eq!(ask(&server, 200), 0, "{:?}", steer.events());
     assert!(workers[4].resume(FOREVER));
+    assert_eq!(steer.end(), Some(0));
+}
+
+#[test]
+fn a_worker_stays_out_when_one_leaves_whose_number_is_not_known() {
+    let (_server, mut steer, workers) = with_two_unknown();
+    let outs = || steer.events().iter().filter(|event| event["event"] == "out").count();
+    let before = outs();
+    workers[4].kill();
+    steer.await_pids([0, 3].map(|it| Some(workers[it].pid)));
+    assert!(workers[3].resume(FOREVER));
+    assert_eq!(steer.await_event("back")["pid"], workers[3].pid);
+    assert_eq!(outs(), before, "{:?}", steer.events());
     assert_eq!(steer.end(), Some(0));
 }
 

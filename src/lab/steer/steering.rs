@@ -243,11 +243,14 @@ impl Steering {
         while let Some(number) = self.members.iter().position(has_left) {
             self.members.swap_remove(number);
         }
-        self.members.extend(now.difference(&self.sockets).map(|&socket| Member::of(socket)));
-        if self.members.len() != now.len() {
-            // One of which the socket was not known has left.
-            self.members = now.iter().map(|&socket| Member::of(socket)).collect();
+        // Of those that are not known any may have left.
+        while self.members.len() > now.intersection(&self.sockets).count()
+            && let Some(number) = self.members.iter().position(|member| member.socket.is_none())
+        {
+            self.members.swap_remove(number);
         }
+        let new = now.difference(&self.sockets).map(|&socket| Member { socket: Some(socket), ..Member::default() });
+        self.members.extend(new);
         self.sockets = now;
         Ok(())
     }
@@ -390,12 +393,6 @@ impl Steering {
             }
         }
         Ok(true)
-    }
-}
-
-impl Member {
-    fn of(socket: u32) -> Member {
-        Member { socket: Some(socket), ..Member::default() }
     }
 }
 
