@@ -412,6 +412,47 @@ while True:
     c.close()
 ";
 
+/// A master that opens both listeners, and starts its workers when a connection waits in one.
+const FORKS_LATE: &str = "
+import os, select, socket
+def listener(port):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(('127.0.0.1', port))
+    s.listen(100)
+    return s
+one = listener(0)
+both = [one, listener(one.getsockname()[1])]
+print('ready 127.0.0.1:%d' % one.getsockname()[1], flush=True)
+select.select(both, [], [])
+for own in both:
+    if not os.fork():
+        for other in both:
+            if other is not own: other.close()
+        while True:
+            c, _ = own.accept()
+            try: c.recv(100)
+            except OSError: pass
+            c.close()
+while True: os.wait()
+";
+
+#[test]
+fn workers_that_are_forked_while_numbers_are_asked_are_found() {
+    if on_path("python3").is_none() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let mut server = Program::new(&["python3", "-c", FORKS_LATE].map(String::from)).launch(&[]).unwrap();
+    let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+    let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "live-set"]);
+    let both = || <[Process; 2]>::try_from(children(server.pid())).ok();
+    let workers = poll_until(FOREVER, both).expect("a connection has come");
+    steer.await_pids(workers.map(|worker| Some(worker.pid)));
+    assert!(workers[1].stop(FOREVER));
+    assert_eq!(steer.await_event("out")["pid"], workers[1].pid);
+    assert_eq!(steer.end(), Some(0));
+}
+
 /// Three processes with a listener each that accept nothing, and the last of them opens and closes others all the time.
 const COME_AND_GO: &str = "
 import os, socket, time

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::AddressFamily;
 use nix::unistd::Pid;
 
-use super::probe::{Probe, acceptors};
+use super::probe::{Probe, acceptors, await_answers};
 use crate::failure::Failure;
 use crate::lab::target::{Target, all_listeners, no_sockets};
 use crate::machine::sysctl;
@@ -196,8 +196,8 @@ fn from_addresses(
     let is_ours = |probe: &io::Result<Probe>| !probe.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
     let mut probes = bound.filter(is_ours).collect::<io::Result<Vec<Probe>>>()?;
     probes.iter_mut().try_for_each(Probe::connect)?;
-    let acceptors = acceptors(&mut probes, pids)?;
-    Ok(probes.iter().zip(acceptors).filter_map(|(probe, pid)| Some((probe.ours(), pid?))).collect())
+    await_answers(&mut probes)?;
+    Ok(probes.iter().zip(acceptors(&probes, pids)).filter_map(|(probe, pid)| Some((probe.ours(), pid?))).collect())
 }
 
 fn queues(address: SocketAddr) -> Result<BTreeMap<u32, u32>, String> {

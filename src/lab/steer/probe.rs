@@ -113,19 +113,23 @@ impl Probe {
     }
 }
 
-/// Who has accepted each of the probes, as soon as none waits any more or the time is up.
-pub fn acceptors(probes: &mut [Probe], pids: &[i32]) -> nix::Result<Vec<Option<i32>>> {
+/// Until none of the probes waits any more, or the time is up.
+pub fn await_answers(probes: &mut [Probe]) -> nix::Result<()> {
     let mut any_waits = || probes.iter_mut().try_fold(false, |any, probe| Ok(probe.poll()? == State::Waits || any));
     let polled = poll_until(ACCEPTED_WITHIN, || match any_waits() {
         Ok(true) => None,
         end => Some(end),
     });
-    polled.unwrap_or(Ok(true))?;
+    polled.unwrap_or(Ok(true)).map(drop)
+}
+
+/// Who of these processes has accepted each of the probes.
+pub fn acceptors(probes: &[Probe], pids: &[i32]) -> Vec<Option<i32>> {
     let mut owners: BTreeMap<u32, i32> = BTreeMap::new();
     for &pid in pids {
         owners.extend(Descriptors::of(pid).iter().flat_map(Descriptors::sockets).map(|inode| (inode, pid)));
     }
-    Ok(probes.iter().map(|probe| owners.get(&probe.accepted?).copied()).collect())
+    probes.iter().map(|probe| owners.get(&probe.accepted?).copied()).collect()
 }
 
 #[cfg(test)]

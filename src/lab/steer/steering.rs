@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use super::choice::{Candidate, Select, program};
 use super::events::{Event, Events};
 use super::group::Group;
-use super::probe::{ACCEPTED_WITHIN, Probe, State, acceptors};
+use super::probe::{ACCEPTED_WITHIN, Probe, State, acceptors, await_answers};
 use super::watchdog::Watchdog;
 use crate::classic_bpf::{BpfProgram, with_own_connections};
 use crate::cpu;
@@ -155,7 +155,8 @@ impl Steering {
         }
         let queues = self.group.queues()?;
         let is_same = self.are_numbered && queues.keys().eq(&self.sockets);
-        if (!is_same || self.group.is_refresh_due()) && !self.refresh()? {
+        let is_due = !is_same || self.group.is_refresh_due();
+        if is_due && !self.refresh()? {
             return Ok(Some(ENDED));
         }
         if !is_same {
@@ -173,7 +174,7 @@ impl Steering {
             member.queued = queued;
         }
         if self.are_numbered && self.select.looks_at_workers() {
-            self.look_at_workers()?;
+            self.look_at_workers(is_due)?;
         }
         self.choose()?;
         if !self.are_numbered {
@@ -260,13 +261,25 @@ impl Steering {
         if !self.send_probes(&(0..self.members.len()).collect::<Vec<_>>())? {
             return Ok(false);
         }
-        let mut probes: Vec<Probe> = self.members.iter_mut().filter_map(|member| member.probe.take()).collect();
-        let answers = acceptors(&mut probes, &self.group.pids()).map_err(no_sockets)?;
-        let is_watched = self.select.looks_at_workers();
-        for ((member, probe), answer) in self.members.iter_mut().zip(probes).zip(answers) {
-            (member.answer, member.probe) = (answer, Some(probe).filter(|probe| is_watched && probe.state() == State::Waits));
+        let sent = self.members.iter_mut().enumerate();
+        let sent = sent.filter_map(|(number, member)| Some((number, member.probe.take()?))).collect();
+        self.note_answers(sent).map(|()| true)
+    }
+
+    /// Notes who has accepted these; a process that was started since the last refresh is looked for.
+    fn note_answers(&mut self, sent: Vec<(usize, Probe)>) -> Result<(), String> {
+        let (numbers, mut probes): (Vec<usize>, Vec<Probe>) = sent.into_iter().unzip();
+        await_answers(&mut probes).map_err(no_sockets)?;
+        let mut answers = acceptors(&probes, &self.group.pids());
+        let is_new = |(probe, pid): (&Probe, &Option<i32>)| probe.state() == State::Accepted && pid.is_none();
+        if probes.iter().zip(&answers).any(is_new) && self.refresh()? {
+            answers = acceptors(&probes, &self.group.pids());
         }
-        Ok(true)
+        for ((number, probe), answer) in numbers.into_iter().zip(probes).zip(answers) {
+            let is_kept = self.select.looks_at_workers() && probe.state() == State::Waits;
+            (self.members[number].answer, self.members[number].probe) = (answer, is_kept.then_some(probe));
+        }
+        Ok(())
     }
 
     /// The socket of a number is the one from which the process accepts that has answered. Without an answer it is known
@@ -285,9 +298,10 @@ impl Steering {
         }
     }
 
-    fn look_at_workers(&mut self) -> Result<(), String> {
-        let mut doubtful = Vec::new();
-        let (mut is_late, mut is_wrong, mut has_died) = (false, false, false);
+    /// Numbers that are not known are asked for again after each refresh.
+    fn look_at_workers(&mut self, is_refreshed: bool) -> Result<(), String> {
+        let (mut doubtful, mut late) = (Vec::new(), Vec::new());
+        let (mut is_wrong, mut has_died) = (false, false);
         self.turn = (self.turn + 1) % self.members.len();
         for (number, member) in self.members.iter_mut().enumerate() {
             let was_out = member.out;
@@ -297,8 +311,7 @@ impl Steering {
             if let Some(probe) = ended.filter(|_| is_answered) {
                 member.waits_since = None;
                 if member.socket.is_none() {
-                    is_late = true;
-                    member.answer = acceptors(&mut [probe], &self.group.pids()).map_err(no_sockets)?[0];
+                    late.push((number, probe));
                 }
             }
             // One that has nothing to accept is looked at in its turn.
@@ -321,7 +334,8 @@ impl Steering {
                 Some(probe) if probe.age() > ACCEPTED_WITHIN => Some(HANGS),
                 _ => was_out,
             };
-            if member.probe.is_none() && (member.out.is_some() || waits) {
+            let is_unknown = is_refreshed && member.socket.is_none();
+            if member.probe.is_none() && (member.out.is_some() || waits || is_unknown) {
                 doubtful.push(number);
             }
             match (was_out, member.out) {
@@ -336,7 +350,8 @@ impl Steering {
         if is_wrong {
             return self.number_sockets();
         }
-        if is_late {
+        if !late.is_empty() {
+            self.note_answers(late)?;
             self.take_answers();
         }
         self.send_probes(&doubtful).map(drop)
