@@ -412,6 +412,38 @@ while True:
     c.close()
 ";
 
+/// A process with 2,100 listeners.
+const MANY: &str = "
+import resource, select, socket
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+all, accepted, poll = [], [], select.epoll()
+for _ in range(2100):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(all[0].getsockname() if all else ('127.0.0.1', 0))
+    s.listen(1)
+    s.setblocking(False)
+    poll.register(s, select.EPOLLIN)
+    all.append(s)
+numbered = {s.fileno(): s for s in all}
+print('ready 127.0.0.1:%d' % all[0].getsockname()[1], flush=True)
+while True:
+    for number, _ in poll.poll(): accepted.append(numbered[number].accept())
+";
+
+#[test]
+fn more_sockets_than_one_program_can_ask_for_are_asked_in_turns() {
+    if on_path("python3").is_none() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let mut server = Program::new(&["python3", "-c", MANY].map(String::from)).launch(&[]).unwrap();
+    let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
+    let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "random"]);
+    steer.await_pids([Some(server.pid()); 2100]);
+    assert_eq!(steer.end(), Some(0));
+}
+
 /// A master that opens both listeners, and starts its workers when a connection waits in one.
 const FORKS_LATE: &str = "
 import os, select, socket
@@ -516,6 +548,8 @@ fn of_a_command_the_watchdog_is_no_worker_although_it_has_a_listener() {
     assert!(left.iter().all(|pid| begun.contains(pid) && pid != killed), "{}", said.borrow());
     running.signal(Signal::SIGTERM);
     assert_eq!(running.await_exit(FOREVER).unwrap().unwrap().code(), Some(143));
+    // The parent has ended; nobody else ends the other child.
+    left.iter().filter_map(|pid| Process::find(*pid)).for_each(|child| child.kill());
 }
 
 #[test]

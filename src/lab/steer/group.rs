@@ -144,7 +144,7 @@ impl Group {
         };
         let first = answers(&[None; TRIED])?;
         let second = answers(&first.keys().copied().map(Some).collect::<Vec<_>>())?;
-        let unseen = |why| format!("whether {address} has a program of its own cannot be seen: {why}; --replace ignores it");
+        let unseen = |why| format!("whether {address} has a program cannot be seen: {why}; --replace takes its place");
         if self.queues()?.keys().ne(sockets.keys()) {
             return Ok(Some(unseen("its sockets come and go")));
         }
@@ -193,11 +193,12 @@ fn from_addresses(
 ) -> io::Result<BTreeMap<SocketAddr, i32>> {
     let bound = ours.iter().map(|ours| Probe::bind(server, *ours));
     // Somebody else may have an address meanwhile.
-    let is_ours = |probe: &io::Result<Probe>| !probe.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    let is_ours =
+        |probe: &io::Result<Probe>| !probe.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
     let mut probes = bound.filter(is_ours).collect::<io::Result<Vec<Probe>>>()?;
     probes.iter_mut().try_for_each(Probe::connect)?;
     await_answers(&mut probes)?;
-    Ok(probes.iter().zip(acceptors(&probes, pids)).filter_map(|(probe, pid)| Some((probe.ours(), pid?))).collect())
+    Ok(probes.iter().zip(acceptors(&probes, pids)).filter_map(|(probe, pid)| Some((probe.ours, pid?))).collect())
 }
 
 fn queues(address: SocketAddr) -> Result<BTreeMap<u32, u32>, String> {

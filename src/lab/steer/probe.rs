@@ -21,7 +21,10 @@ const SILENT_FOR: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    Waits,
+    /// Not yet in a queue.
+    Sent,
+    /// It stays there, whatever the group's program says from then on.
+    Queued,
     /// And perhaps closed again.
     Accepted,
     /// Refused, reset before it was in a queue, or never answered: that says nothing about a worker.
@@ -31,13 +34,11 @@ pub enum State {
 /// Bound, and not connected until [`Probe::connect`].
 pub struct Probe {
     stream: TcpStream,
-    ours: SocketAddr,
+    pub ours: SocketAddr,
     server: SocketAddr,
     begun: Instant,
     has_spoken: bool,
-    /// The server's kernel has it, in the queue or beyond.
-    has_arrived: bool,
-    state: State,
+    pub state: State,
     /// The inode of the server's end, once somebody has accepted it.
     accepted: Option<u32>,
 }
@@ -61,11 +62,7 @@ impl Probe {
         socket.bind(&ours.unwrap_or(from).into())?;
         let stream = TcpStream::from(socket);
         let (ours, begun) = (stream.local_addr()?, Instant::now());
-        Ok(Probe { stream, ours, server, begun, has_spoken: false, has_arrived: false, state: State::Waits, accepted: None })
-    }
-
-    pub fn ours(&self) -> SocketAddr {
-        self.ours
+        Ok(Probe { stream, ours, server, begun, has_spoken: false, state: State::Sent, accepted: None })
     }
 
     /// On its way through the loopback device the SYN is processed during the call.
@@ -84,43 +81,45 @@ impl Probe {
         self.begun.elapsed()
     }
 
-    /// What has become of it. While it waits the server gets an empty line in time.
-    pub fn poll(&mut self) -> nix::Result<State> {
-        if self.state != State::Waits {
-            return Ok(self.state);
+    /// Whether nobody waits for it any more: it was accepted, or has failed. Until then the server gets an empty line in
+    /// time.
+    pub fn poll(&mut self) -> nix::Result<bool> {
+        if self.is_over() {
+            return Ok(true);
         }
         let theirs = tcp_connection(self.server, self.ours)?;
-        self.has_arrived |= theirs.is_some_and(|socket| socket.state == ESTABLISHED);
         self.accepted = theirs.map(|socket| socket.inode).filter(|inode| *inode != 0);
+        let is_queued = self.state == State::Queued || theirs.is_some_and(|socket| socket.state == ESTABLISHED);
         self.state = match (&self.stream).read(&mut [0]).map_err(|error| error.kind()) {
             _ if self.accepted.is_some() => State::Accepted,
-            Err(io::ErrorKind::WouldBlock) => State::Waits,
-            Err(io::ErrorKind::ConnectionReset) if !self.has_arrived => State::Failed,
-            Ok(_) | Err(io::ErrorKind::ConnectionReset) => State::Accepted,
+            Err(io::ErrorKind::WouldBlock) if is_queued => State::Queued,
+            Err(io::ErrorKind::WouldBlock) => State::Sent,
+            Err(io::ErrorKind::ConnectionReset) if is_queued => State::Accepted,
             Err(_) => State::Failed,
+            Ok(_) => State::Accepted,
         };
-        if self.state == State::Waits && self.age() > SILENT_FOR && !self.has_spoken {
+        if !self.is_over() && self.age() > SILENT_FOR && !self.has_spoken {
             self.has_spoken = true;
             // Where there is no connection there is nobody to hear it.
             let _ = (&self.stream).write(b"\r\n");
         }
-        Ok(self.state)
+        Ok(self.is_over())
     }
 
     /// What [`Probe::poll`] has returned last.
-    pub fn state(&self) -> State {
-        self.state
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Accepted | State::Failed)
     }
 }
 
-/// Until none of the probes waits any more, or the time is up.
+/// Until all probes are over or the time is up.
 pub fn await_answers(probes: &mut [Probe]) -> nix::Result<()> {
-    let mut any_waits = || probes.iter_mut().try_fold(false, |any, probe| Ok(probe.poll()? == State::Waits || any));
-    let polled = poll_until(ACCEPTED_WITHIN, || match any_waits() {
-        Ok(true) => None,
+    let mut all_over = || probes.iter_mut().try_fold(true, |all, probe| Ok(probe.poll()? && all));
+    let polled = poll_until(ACCEPTED_WITHIN, || match all_over() {
+        Ok(false) => None,
         end => Some(end),
     });
-    polled.unwrap_or(Ok(true)).map(drop)
+    polled.unwrap_or(Ok(false)).map(drop)
 }
 
 /// Who of these processes has accepted each of the probes.
@@ -145,7 +144,7 @@ mod tests {
             let mut probe = Probe::bind(server, None).unwrap();
             probe.connect().unwrap();
             accept();
-            poll_until(ACCEPTED_WITHIN, || Some(probe.poll().unwrap()).filter(|state| *state != State::Waits))
+            poll_until(ACCEPTED_WITHIN, || probe.poll().unwrap().then_some(probe.state))
         };
         assert_eq!(end(&|| drop(listener.accept().unwrap())), Some(State::Accepted));
         drop(listener);

@@ -29,7 +29,10 @@ use crate::lab::target::no_sockets;
 use crate::sys::foreign_listener::detach_selector;
 use crate::sys::procfs::{Stat, descriptors};
 
-/// At the beginning, while sockets come and go meanwhile.
+/// So many connections of ours are on their way at once at most. For each the program has two instructions, and the
+/// kernel takes no long program (BPF_MAXINSNS, net.core.optmem_max).
+const MOST_ASKED: usize = 128;
+/// To find out the numbers before the beginning is said, where sockets come and go.
 const ATTEMPTS: usize = 5;
 /// A queue that has not become shorter for so long may be one that nobody accepts from.
 const DOUBT_AFTER: Duration = Duration::from_millis(100);
@@ -60,12 +63,8 @@ pub struct Steering {
     pub group: Group,
     select: Select,
     members: Vec<Member>,
-    /// All sockets of the group.
+    /// All sockets of the group; none while they come and go, so that their numbers are not known.
     sockets: BTreeSet<u32>,
-    /// All have been asked, and no socket has come or gone meanwhile.
-    are_numbered: bool,
-    /// What was said last: the processes, and whether all are out.
-    said: (Vec<Option<i32>>, bool),
     attached: BpfProgram,
     watchdog: Watchdog,
     /// The socket of which the watchdog has a duplicate.
@@ -79,35 +78,23 @@ impl Steering {
     /// Attaches the first program. From then on the watchdog gives the group back, whatever happens to us.
     pub fn begin(group: Group, select: Select, events: Events) -> Result<Steering, String> {
         let watchdog = Watchdog::start()?;
-        let mut steering = Steering {
-            group,
-            select,
-            members: Vec::new(),
-            sockets: BTreeSet::new(),
-            are_numbered: false,
-            said: (Vec::new(), false),
-            attached: BpfProgram::new(),
-            watchdog,
-            handed_over: None,
-            turn: 0,
-            events,
-        };
+        let (members, sockets, attached) = (Vec::new(), BTreeSet::new(), BpfProgram::new());
+        let (handed_over, turn) = (None, 0);
+        let mut steering = Steering { group, select, members, sockets, attached, watchdog, handed_over, turn, events };
         if let Err(why) = steering.attach_first() {
             steering.give_back();
             return Err(why);
         }
         let (address, program, pids) = (steering.group.address.to_string(), steering.group.program(), steering.pids());
-        steering.said.0.clone_from(&pids);
         steering.events.say(&Event::Steering { address, program, select, pids });
         Ok(steering)
     }
 
     fn attach_first(&mut self) -> Result<(), String> {
         for _ in 0..ATTEMPTS {
-            if self.are_numbered || !self.refresh()? {
-                break;
+            if self.sockets.is_empty() && self.refresh()? {
+                self.number_sockets()?;
             }
-            self.number_sockets()?;
         }
         if self.members.is_empty() {
             return Err(ENDED.to_string());
@@ -129,7 +116,7 @@ impl Steering {
     }
 
     fn pids(&self) -> Vec<Option<i32>> {
-        self.members.iter().map(|member| member.pid.filter(|_| self.are_numbered)).collect()
+        self.members.iter().map(|member| member.pid.filter(|_| !self.sockets.is_empty())).collect()
     }
 
     fn hand_over(&mut self) -> Result<(), String> {
@@ -153,8 +140,9 @@ impl Steering {
                 "the watchdog was killed; without it nobody would give the group back after a SIGKILL".to_string()
             );
         }
+        let (pids, were_all_out) = (self.pids(), self.are_all_out());
         let queues = self.group.queues()?;
-        let is_same = self.are_numbered && queues.keys().eq(&self.sockets);
+        let is_same = !self.sockets.is_empty() && queues.keys().eq(&self.sockets);
         let is_due = !is_same || self.group.is_refresh_due();
         if is_due && !self.refresh()? {
             return Ok(Some(ENDED));
@@ -173,22 +161,21 @@ impl Steering {
             }
             member.queued = queued;
         }
-        if self.are_numbered && self.select.looks_at_workers() {
+        if !self.sockets.is_empty() && self.select.looks_at_workers() {
             self.look_at_workers(is_due)?;
         }
         self.choose()?;
-        if !self.are_numbered {
-            return Ok(None);
+        if self.pids() != pids {
+            self.events.say(&Event::Changed { pids: self.pids() });
         }
-        let (pids, are_all_out) = (self.pids(), self.members.iter().all(|member| member.out.is_some()));
-        if pids != self.said.0 {
-            self.events.say(&Event::Changed { pids: pids.clone() });
-        }
-        if are_all_out && !self.said.1 {
+        if self.are_all_out() && !were_all_out {
             self.events.say(&Event::AllOut);
         }
-        self.said = (pids, are_all_out);
         Ok(None)
+    }
+
+    fn are_all_out(&self) -> bool {
+        self.members.iter().all(|member| member.out.is_some())
     }
 
     /// Looks for the processes again. False when none of them listens any more.
@@ -210,12 +197,14 @@ impl Steering {
     /// looks the order is not known, though, so that is what is attached while all are asked, and only the answers count.
     /// This is one attempt: the next look, which hears signals before, makes another.
     fn number_sockets(&mut self) -> Result<(), String> {
-        self.expect_numbers()?;
+        let now: BTreeSet<u32> = self.group.queues()?.into_keys().collect();
+        self.expect_numbers(&now);
+        self.sockets.clear();
         // While they are asked a number may go from one to another.
-        self.are_numbered = self.ask()? && self.group.queues()?.keys().eq(&self.sockets);
-        if !self.are_numbered {
+        if !self.ask()? || self.group.queues()?.keys().ne(&now) {
             return Ok(());
         }
+        self.sockets = now;
         let answers: Vec<Option<i32>> = self.members.iter().map(|member| member.answer).collect();
         let twice = answers.iter().enumerate().find(|(i, pid)| pid.is_some() && answers[..*i].contains(pid));
         if let Some((_, Some(pid))) = twice
@@ -238,32 +227,32 @@ impl Steering {
         Ok(())
     }
 
-    fn expect_numbers(&mut self) -> Result<(), String> {
-        let now: BTreeSet<u32> = self.group.queues()?.into_keys().collect();
+    fn expect_numbers(&mut self, now: &BTreeSet<u32>) {
         let has_left = |member: &Member| member.socket.is_some_and(|socket| !now.contains(&socket));
         while let Some(number) = self.members.iter().position(has_left) {
             self.members.swap_remove(number);
         }
         // Of those that are not known any may have left.
-        while self.members.len() > now.intersection(&self.sockets).count()
+        while self.members.len() > now.len()
             && let Some(number) = self.members.iter().position(|member| member.socket.is_none())
         {
             self.members.swap_remove(number);
         }
-        let new = now.difference(&self.sockets).map(|&socket| Member { socket: Some(socket), ..Member::default() });
-        self.members.extend(new);
-        self.sockets = now;
-        Ok(())
+        self.members.resize_with(now.len(), Member::default);
     }
 
     /// Sends a connection to each number, and notes who has accepted it. False when they could not be sent.
     fn ask(&mut self) -> Result<bool, String> {
-        if !self.send_probes(&(0..self.members.len()).collect::<Vec<_>>())? {
-            return Ok(false);
+        self.members.iter_mut().for_each(|member| (member.answer, member.probe) = (None, None));
+        let all: Vec<usize> = (0..self.members.len()).collect();
+        for some in all.chunks(MOST_ASKED) {
+            if !self.send_probes(some)? {
+                return Ok(false);
+            }
+            let sent = some.iter().filter_map(|&number| Some((number, self.members[number].probe.take()?))).collect();
+            self.note_answers(sent)?;
         }
-        let sent = self.members.iter_mut().enumerate();
-        let sent = sent.filter_map(|(number, member)| Some((number, member.probe.take()?))).collect();
-        self.note_answers(sent).map(|()| true)
+        Ok(true)
     }
 
     /// Notes who has accepted these; a process that was started since the last refresh is looked for.
@@ -271,12 +260,12 @@ impl Steering {
         let (numbers, mut probes): (Vec<usize>, Vec<Probe>) = sent.into_iter().unzip();
         await_answers(&mut probes).map_err(no_sockets)?;
         let mut answers = acceptors(&probes, &self.group.pids());
-        let is_new = |(probe, pid): (&Probe, &Option<i32>)| probe.state() == State::Accepted && pid.is_none();
+        let is_new = |(probe, pid): (&Probe, &Option<i32>)| probe.state == State::Accepted && pid.is_none();
         if probes.iter().zip(&answers).any(is_new) && self.refresh()? {
             answers = acceptors(&probes, &self.group.pids());
         }
         for ((number, probe), answer) in numbers.into_iter().zip(probes).zip(answers) {
-            let is_kept = self.select.looks_at_workers() && probe.state() == State::Waits;
+            let is_kept = self.select.looks_at_workers() && !probe.is_over();
             (self.members[number].answer, self.members[number].probe) = (answer, is_kept.then_some(probe));
         }
         Ok(())
@@ -305,10 +294,10 @@ impl Steering {
         self.turn = (self.turn + 1) % self.members.len();
         for (number, member) in self.members.iter_mut().enumerate() {
             let was_out = member.out;
-            let state = member.probe.as_mut().map_or(Ok(State::Waits), Probe::poll).map_err(no_sockets)?;
-            let is_answered = state == State::Accepted;
-            let ended = member.probe.take_if(|_| state != State::Waits);
-            if let Some(probe) = ended.filter(|_| is_answered) {
+            let is_over = member.probe.as_mut().map_or(Ok(false), Probe::poll).map_err(no_sockets)?;
+            let answered = member.probe.take_if(|_| is_over).filter(|probe| probe.state == State::Accepted);
+            let is_answered = answered.is_some();
+            if let Some(probe) = answered {
                 member.waits_since = None;
                 if member.socket.is_none() {
                     late.push((number, probe));
@@ -357,10 +346,13 @@ impl Steering {
         self.send_probes(&doubtful).map(drop)
     }
 
-    /// One to each of these numbers. False when the program that leads them there could not be attached.
+    /// One to each of these numbers, as far as there is room. False when the program that leads them there could not be
+    /// attached.
     fn send_probes(&mut self, numbers: &[usize]) -> Result<bool, String> {
         let address = self.group.address;
         let failed = |error| Failure::new(format_args!("connect to {address}"), error).to_string();
+        let room = MOST_ASKED.saturating_sub(self.members.iter().filter_map(Member::on_its_way).count());
+        let numbers = &numbers[..room.min(numbers.len())];
         if numbers.is_empty() {
             return Ok(true);
         }
@@ -390,7 +382,7 @@ impl Steering {
         };
         let candidates: Vec<Candidate> = self.members.iter().map(candidate).collect();
         let numbered = self.members.iter().enumerate();
-        let own = numbered.filter_map(|(number, member)| Some((member.probe.as_ref()?.ours(), number)));
+        let own = numbered.filter_map(|(number, member)| Some((member.on_its_way()?.ours, number)));
         let cpus = if self.select == Select::Cpu { cpu::allowed() } else { Vec::new() };
         let next = with_own_connections(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpus));
         if next == self.attached {
@@ -408,6 +400,13 @@ impl Steering {
             }
         }
         Ok(true)
+    }
+}
+
+impl Member {
+    /// The connection of ours that the program has to send there.
+    fn on_its_way(&self) -> Option<&Probe> {
+        self.probe.as_ref().filter(|probe| probe.state == State::Sent)
     }
 }
 
