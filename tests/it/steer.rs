@@ -87,6 +87,26 @@ fn lab() -> Program {
     Program::new(&[LAB.to_string()])
 }
 
+/// What the servers in Python have in common.
+const LISTENER: &str = "
+import socket
+def listener(port):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(('127.0.0.1', port))
+    s.listen(100)
+    return s
+";
+
+/// The command of such a server; `None`, and the test inconclusive, where there is no Python.
+fn python(server: &str) -> Option<[String; 3]> {
+    if on_path("python3").is_none() {
+        inconclusive(Needs::Tool("python3"), "not installed");
+        return None;
+    }
+    Some(["python3", "-c", &(LISTENER.to_string() + server)].map(String::from))
+}
+
 /// A listener of the server, taken as `lab steer` takes it; the test has started the server, so Yama allows it.
 fn listener_of(server: &Server) -> OwnedFd {
     let own: Vec<u32> = listeners().unwrap().iter().filter(|l| l.ip() == Some(server.addr)).map(|l| l.inode).collect();
@@ -285,13 +305,7 @@ fn it_ends_when_the_server_ends() {
 
 /// Two processes, each with a listener of its own, of which the one that is asked for /hang sleeps, and is not stopped.
 const MAY_HANG: &str = "
-import os, socket, time
-def listener(port):
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind(('127.0.0.1', port))
-    s.listen(100)
-    return s
+import os, time
 one = listener(0)
 two = listener(one.getsockname()[1])
 if os.fork():
@@ -314,10 +328,7 @@ while True:
 
 #[test]
 fn a_worker_that_does_not_accept_gets_nothing_until_it_does() {
-    if on_path("python3").is_none() {
-        return inconclusive(Needs::Tool("python3"), "not installed");
-    }
-    let words = ["python3", "-c", MAY_HANG].map(String::from);
+    let Some(words) = python(MAY_HANG) else { return };
     let mut server = Program::new(&words).launch(&[]).unwrap();
     let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
     let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "live-set"]);
@@ -392,13 +403,7 @@ fn a_command_is_started_steered_signalled_and_its_exit_status_is_ours() {
 
 /// Three processes that wait in accept(2), each with a listener of its own; the last one is the parent.
 const BLOCKING: &str = "
-import os, socket
-def listener(port):
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind(('127.0.0.1', port))
-    s.listen(100)
-    return s
+import os
 s = listener(0)
 port = s.getsockname()[1]
 for _ in range(2):
@@ -414,15 +419,12 @@ while True:
 
 /// A process with 2,100 listeners.
 const MANY: &str = "
-import resource, select, socket
+import resource, select
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 all, accepted, poll = [], [], select.epoll()
 for _ in range(2100):
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind(all[0].getsockname() if all else ('127.0.0.1', 0))
-    s.listen(1)
+    s = listener(all[0].getsockname()[1] if all else 0)
     s.setblocking(False)
     poll.register(s, select.EPOLLIN)
     all.append(s)
@@ -434,10 +436,8 @@ while True:
 
 #[test]
 fn more_sockets_than_one_program_can_ask_for_are_asked_in_turns() {
-    if on_path("python3").is_none() {
-        return inconclusive(Needs::Tool("python3"), "not installed");
-    }
-    let mut server = Program::new(&["python3", "-c", MANY].map(String::from)).launch(&[]).unwrap();
+    let Some(words) = python(MANY) else { return };
+    let mut server = Program::new(&words).launch(&[]).unwrap();
     let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
     let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "random"]);
     steer.await_pids([Some(server.pid()); 2100]);
@@ -446,13 +446,7 @@ fn more_sockets_than_one_program_can_ask_for_are_asked_in_turns() {
 
 /// A master that opens both listeners, and starts its workers when a connection waits in one.
 const FORKS_LATE: &str = "
-import os, select, socket
-def listener(port):
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind(('127.0.0.1', port))
-    s.listen(100)
-    return s
+import os, select
 one = listener(0)
 both = [one, listener(one.getsockname()[1])]
 print('ready 127.0.0.1:%d' % one.getsockname()[1], flush=True)
@@ -471,10 +465,8 @@ while True: os.wait()
 
 #[test]
 fn workers_that_are_forked_while_numbers_are_asked_are_found() {
-    if on_path("python3").is_none() {
-        return inconclusive(Needs::Tool("python3"), "not installed");
-    }
-    let mut server = Program::new(&["python3", "-c", FORKS_LATE].map(String::from)).launch(&[]).unwrap();
+    let Some(words) = python(FORKS_LATE) else { return };
+    let mut server = Program::new(&words).launch(&[]).unwrap();
     let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
     let mut steer = Steer::begin(lab(), &["steer", &address, "--select", "live-set"]);
     let both = || <[Process; 2]>::try_from(children(server.pid())).ok();
@@ -487,13 +479,7 @@ fn workers_that_are_forked_while_numbers_are_asked_are_found() {
 
 /// Three processes with a listener each that accept nothing, and the last of them opens and closes others all the time.
 const COME_AND_GO: &str = "
-import os, socket, time
-def listener(port):
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind(('127.0.0.1', port))
-    s.listen(100)
-    return s
+import os, time
 s = listener(0)
 port = s.getsockname()[1]
 for _ in range(2):
@@ -511,10 +497,8 @@ while True: os.wait()
 
 #[test]
 fn while_sockets_come_and_go_it_hears_signals_and_takes_no_program_for_absent() {
-    if on_path("python3").is_none() {
-        return inconclusive(Needs::Tool("python3"), "not installed");
-    }
-    let mut server = Program::new(&["python3", "-c", COME_AND_GO].map(String::from)).launch(&[]).unwrap();
+    let Some(words) = python(COME_AND_GO) else { return };
+    let mut server = Program::new(&words).launch(&[]).unwrap();
     let address = server.await_ready(FOREVER).unwrap_or_else(|why| panic!("{why:?}"));
     let said = refused(&[&address]);
     assert!(said.contains("come and go") && said.contains("--replace"), "{said}");
@@ -525,11 +509,9 @@ fn while_sockets_come_and_go_it_hears_signals_and_takes_no_program_for_absent() 
 
 #[test]
 fn of_a_command_the_watchdog_is_no_worker_although_it_has_a_listener() {
-    if on_path("python3").is_none() {
-        return inconclusive(Needs::Tool("python3"), "not installed");
-    }
-    let words = ["steer", "--select", "live-set", "--format", "json", "--", "python3", "-c", BLOCKING];
-    let mut running = lab().launch(&words).unwrap();
+    let Some(command) = python(BLOCKING) else { return };
+    let steer = ["steer", "--select", "live-set", "--format", "json", "--"];
+    let mut running = lab().launch(&[&steer[..], &command.each_ref().map(String::as_str)].concat()).unwrap();
     let said = RefCell::new(String::new());
     let pids = |count: usize| {
         *said.borrow_mut() += &running.unread_stderr();

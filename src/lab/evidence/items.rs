@@ -3,9 +3,9 @@
 //!
 //! Comments, unit tests and the visibility of an item change nothing. Neither does an item that has only moved to
 //! another file, nor one that is new, as long as nothing that was there before speaks of it: whoever calls a new
-//! function has changed as well. Nor one that has gone, if nobody speaks of it. The fields of a structure and the functions
-//! of a type are items, too: one field more behind the others changes nothing until somebody fills or reads it. A `use` counts like an item that comes to a
-//! file by another way.
+//! function has changed as well. Nor one that has gone, if nobody speaks of it. The fields of a structure and the
+//! functions of a type are items, too: one field more behind the others changes nothing until somebody fills or reads it.
+//! A `use` counts like an item that comes to a file by another way.
 
 use std::collections::{BTreeMap, BTreeSet};
 

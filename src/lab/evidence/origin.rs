@@ -12,9 +12,10 @@ use crate::lab::record::{Record, newest};
 /// Programs that take part in every run.
 const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 
-/// The trials of `lab inspect` and `lab steer`.
-const TRIALS_OF_TOOLS: &[&str] = &["blind-test", "complaint", "served", "steer-cost", "steer-stopped", "watched"];
+/// The trials of `lab inspect`, of `lab steer`, and of both, which find a server in the same way.
+const INSPECTING: &[&str] = &["blind-test", "complaint", "served", "watched"];
 const STEERING: &[&str] = &["steer-cost", "steer-stopped"];
+const FINDING: &[&str] = &["blind-test", "complaint", "served", "steer-cost", "steer-stopped", "watched"];
 
 /// Parts of the lab that only lessons with one of these words in a command line use: a program, a trial, or a folder of
 /// programs.
@@ -28,16 +29,16 @@ const OF_WORDS: [(&str, &[&str]); 19] = [
     ("src/lab/trials/", &["trial"]),
     ("src/lab/steer/", STEERING),
     ("src/sys/foreign_listener.rs", STEERING),
-    ("src/lab/inspect/", TRIALS_OF_TOOLS),
-    ("src/lab/server_kind.rs", TRIALS_OF_TOOLS),
-    ("src/lab/target.rs", TRIALS_OF_TOOLS),
-    ("src/sys/connections.rs", TRIALS_OF_TOOLS),
-    ("src/sys/descriptors.rs", TRIALS_OF_TOOLS),
-    ("src/sys/sock_diag.rs", TRIALS_OF_TOOLS),
-    ("src/sys/waiting.rs", TRIALS_OF_TOOLS),
+    ("src/lab/inspect/", INSPECTING),
+    ("src/lab/server_kind.rs", INSPECTING),
+    ("src/lab/target.rs", FINDING),
+    ("src/sys/connections.rs", INSPECTING),
+    ("src/sys/descriptors.rs", FINDING),
+    ("src/sys/sock_diag.rs", FINDING),
+    ("src/sys/waiting.rs", INSPECTING),
     ("src/lab/run/contender.rs", &["contenders", "blind-test"]),
     // What a finding and a client of theirs come from, in folders that make no rows else.
-    ("src/lab/watch/rates.rs", TRIALS_OF_TOOLS),
+    ("src/lab/watch/rates.rs", INSPECTING),
     ("src/lab/check/client.rs", &["trial"]),
 ];
 

@@ -159,25 +159,25 @@ fn behind_a_lock(
     let families: BTreeSet<(i32, u32)> =
         of_acceptors.flat_map(|summary| summary.last.holds.iter().map(|inode| (summary.last.parent, *inode))).collect();
     for (parent, inode) in families {
-        let is_brother = |process: &&Process| process.parent == parent && process.holds.contains(&inode);
+        let is_sibling = |process: &&Process| process.parent == parent && process.holds.contains(&inode);
         let (mut at_lock, mut waiting, mut watching) = (0, 0, 0);
         for look in &recording.looks {
-            let brothers: Vec<&Process> = look.processes.iter().filter(is_brother).collect();
-            if brothers.len() < 2 {
+            let siblings: Vec<&Process> = look.processes.iter().filter(is_sibling).collect();
+            if siblings.len() < 2 {
                 continue;
             }
             let does = |calls: &[Call]| {
-                let alone = brothers.iter().filter(|process| process.tasks.len() == 1 && seen_wait(process).is_none());
+                let alone = siblings.iter().filter(|process| process.tasks.len() == 1 && seen_wait(process).is_none());
                 alone.filter(|process| calls.contains(&process.tasks[0].call)).count()
             };
             at_lock += does(&[Call::Lock]);
             waiting += does(&[Call::Futex, Call::Epoll]);
-            watching += brothers.iter().filter(|process| seen_wait(process).is_some()).count();
+            watching += siblings.iter().filter(|process| seen_wait(process).is_some()).count();
         }
         // One process is read after another, and meanwhile the lock may go from one to the next: then two have it.
         let is_one_at_a_time = 2 * watching <= 3 * recording.looks.len();
         if at_lock > 0 || (waiting > 0 && is_one_at_a_time) {
-            let all = recording.last().processes.iter().filter(is_brother);
+            let all = recording.last().processes.iter().filter(is_sibling);
             behind.extend(all.map(|process| process.pid));
         }
     }

@@ -368,7 +368,7 @@ fn workers_that_have_inherited_the_sockets_of_all_accept_from_those_that_they_wa
 }
 
 #[test]
-fn a_stopped_worker_that_was_never_seen_to_accept_is_found_among_its_brothers() {
+fn a_stopped_worker_that_was_never_seen_to_accept_is_found_among_its_siblings() {
     // As gunicorn under load: nobody waits for the listener, and the stopped worker has no connection.
     let mut recording = recorded("lock");
     let stopped = recording.last().processes[3].pid;

@@ -28,7 +28,7 @@ pub struct Observer {
     /// Processes that hold a listener: pid and start.
     members: BTreeSet<(i32, u64)>,
     /// Children of the same parents that held none.
-    strangers: BTreeSet<(i32, u64)>,
+    non_members: BTreeSet<(i32, u64)>,
     /// Processes that were started later may still be about to listen.
     young_since: u64,
     /// By process: those at the other ends of its Unix sockets.
@@ -60,7 +60,7 @@ impl Observer {
             identity,
             addresses: addresses.into_iter().collect(),
             members,
-            strangers: BTreeSet::new(),
+            non_members: BTreeSet::new(),
             young_since: newest.saturating_sub(TICKS_TO_LISTEN),
             channels: BTreeMap::new(),
             memory: Memory::default(),
@@ -205,9 +205,9 @@ impl Observer {
         let is_complete = before.is_none_or(|look| inodes.iter().all(|inode| is_held(look, inode)));
         let others: Vec<&Stat> = stats.iter().filter(|stat| stat.is_alive() && !is_member(stat)).collect();
         for stat in others {
-            let is_new_brother = parents.contains(&stat.parent) && self.strangers.insert(key_of(stat));
+            let is_new_sibling = parents.contains(&stat.parent) && self.non_members.insert(key_of(stat));
             let may_be_owner = !is_complete && stat.started >= self.young_since;
-            if (is_new_brother || may_be_owner)
+            if (is_new_sibling || may_be_owner)
                 && Descriptors::of(stat.pid).is_some_and(|found| found.sockets().any(|inode| inodes.contains(&inode)))
             {
                 self.members.insert(key_of(stat));
