@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
-use crate::support::{FOREVER, Needs, Ordinary, inconclusive, kind, load, start};
+use crate::support::{FOREVER, Needs, Ordinary, copy_program, inconclusive, kind, load, start, temp_folder};
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
@@ -547,10 +547,9 @@ fn a_command_that_cannot_be_steered_is_ended_and_that_is_said() {
 
 #[test]
 fn its_own_file_may_be_replaced_before_the_watchdog_is_started() {
-    let folder = std::env::temp_dir().join(format!("acceptlab-steer-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    let copy = folder.join("lab");
-    fs::copy(LAB, &copy).unwrap();
+    let folder = temp_folder();
+    let copy = folder.path().join("lab");
+    copy_program(LAB, &copy);
     let script = format!("rm {}; exec {} --workers 2 --listen 127.0.0.1:0", copy.display(), kind("reuseport").path);
     let words = ["steer", "--select", "cpu", "--", "sh", "-c", &script];
     let mut running = Program::new(&[copy.display().to_string()]).launch(&words).unwrap();
@@ -559,7 +558,6 @@ fn its_own_file_may_be_replaced_before_the_watchdog_is_started() {
         said += &running.unread_stderr();
         (said.contains("is steered by cpu") || running.has_ended()).then_some(())
     });
-    fs::remove_dir_all(&folder).unwrap();
     assert!(is_steered.is_some() && said.contains("is steered by cpu"), "{said}");
     running.signal(Signal::SIGTERM);
     assert_eq!(running.await_exit(FOREVER).unwrap().unwrap().code(), Some(0));
@@ -607,10 +605,10 @@ fn what_is_missing_is_one_line_with_the_way_out() {
     let said = refused(&[&datagrams.local_addr().unwrap().to_string()]);
     assert!(said.contains("nobody listens") && said.contains("UDP"), "{said}");
 
-    let path = std::env::temp_dir().join(format!("acceptlab-steer-{}", std::process::id()));
+    let folder = temp_folder();
+    let path = folder.path().join("socket");
     let _unix = UnixListener::bind(&path).unwrap();
     let said = refused(&[&format!("unix:{}", path.display())]);
-    fs::remove_file(&path).unwrap();
     assert!(said.contains("a Unix socket, which has one queue"), "{said}");
 
     let threads = start("tokio", &["--workers", "2", "--runtime", "per-core"]);

@@ -1,7 +1,9 @@
 //! The programs under test, and clients for them. Starting, signalling and reading a server is what `lab check`
 //! does to anybody's server; the tests do it to ours.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use acceptlab::server::GRACE;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+use tempfile::TempDir;
 
 pub use crate::inconclusive::{Needs, inconclusive};
 
@@ -146,6 +149,12 @@ pub fn load(addr: SocketAddr, flags: &[&str]) -> LoadReport {
         .expect("cargo has built it");
     let stderr = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}; loadgen said: {stderr}"))
+}
+
+/// A folder of its own, which every user may enter; it is removed with all that is in it when it is dropped.
+pub fn temp_folder() -> TempDir {
+    let mode = Permissions::from_mode(0o755);
+    tempfile::Builder::new().prefix("acceptlab-").permissions(mode).tempdir().expect("there is room for a folder")
 }
 
 /// Not fs::copy: a child that another test forks meanwhile would have our copy open for writing until it execs, and
