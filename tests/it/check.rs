@@ -8,7 +8,7 @@ use acceptlab::lab::observe::processes::Process;
 use acceptlab::lab::program::Program;
 use nix::sys::signal::Signal;
 
-use crate::support::{FOREVER, Needs, inconclusive, kind};
+use crate::support::{FOREVER, Needs, TempFolder, inconclusive, kind};
 
 /// The verdicts of `command` on the points named.
 fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [ProbeResult; N] {
@@ -112,11 +112,12 @@ fn assert_level_is_broken(checked: (Option<i32>, String), level: &str, says: &st
 
 #[test]
 fn the_servers_to_start_from_hold_two_levels_and_are_told_what_the_third_needs() {
-    let binary = std::env::temp_dir().join(format!("acceptlab-own-server-{}", std::process::id()));
+    let folder = TempFolder::new("own-server");
+    let binary = folder.file("server");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/own-server/server.c");
     let compiled = Command::new("cc").arg("-o").arg(&binary).arg(source).status();
     let Some(python) = python(&[]) else { return };
-    for command in [&[binary.to_str().expect("text")][..], &python] {
+    for command in [&[&*binary][..], &python] {
         if command.len() == 1 && !compiled.as_ref().is_ok_and(|status| status.success()) {
             inconclusive(Needs::Tool("cc"), format!("{compiled:?}"));
             continue;
@@ -133,7 +134,6 @@ fn the_servers_to_start_from_hold_two_levels_and_are_told_what_the_third_needs()
         assert!(!checked.1.contains("level 4 of 6"), "{}", checked.1);
         assert_level_is_broken(checked, "3 (can be measured)", "answers              20 of 20 points");
     }
-    let _ = std::fs::remove_file(binary);
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, has_node, run, start_with};
-use crate::support::{FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, load};
+use crate::support::{FOREVER, Needs, Ordinary, TempFolder, answer, connect, held, inconclusive, load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -31,23 +30,19 @@ process.on('message', (message) => {
 
 /// Where a cluster is controlled. In a folder of its own, since a master locks the folder while it starts: of two that
 /// start together in one folder the second is refused.
-struct Socket(PathBuf);
+struct Socket {
+    path: String,
+    _folder: TempFolder,
+}
 
 impl Socket {
     fn new(name: &str) -> Socket {
-        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        // For the client that runs as another user.
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-        Socket(folder.join("control.sock"))
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
+        let folder = TempFolder::new(name);
+        Socket { path: folder.file("control.sock"), _folder: folder }
     }
 
     fn ctl(&self, order: &[&str]) -> Output {
-        let args = [&["ctl", "--control", self.path()], order].concat();
+        let args = [&["ctl", "--control", &self.path], order].concat();
         Command::new(CLUSTER).args(args).output().expect("cargo has built it")
     }
 
@@ -71,7 +66,7 @@ impl Socket {
 
     /// A client that sends these bytes: what it receives until the end.
     fn say(&self, bytes: &[u8]) -> String {
-        let mut stream = UnixStream::connect(&self.0).unwrap();
+        let mut stream = UnixStream::connect(&self.path).unwrap();
         stream.set_read_timeout(Some(FOREVER)).unwrap();
         // It may have been left before it has sent all.
         let _ = stream.write_all(bytes);
@@ -81,22 +76,16 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.0.parent().expect("the folder that we have made"));
-    }
-}
-
 #[track_caller]
 fn start(socket: &Socket, flags: &[&str]) -> Server {
-    start_with(&[&["--workers", "2", "--control", socket.path()], flags].concat(), &[PROGRAM])
+    start_with(&[&["--workers", "2", "--control", &socket.path], flags].concat(), &[PROGRAM])
 }
 
 #[test]
 fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
     let socket = Socket::new("orders");
     let mut server = start(&socket, &[]);
-    let mode = fs::metadata(&socket.0).unwrap();
+    let mode = fs::metadata(&socket.path).unwrap();
     assert!(mode.file_type().is_socket() && mode.permissions().mode() & 0o777 == 0o600);
     let table = socket.done(&["status"]);
     assert_eq!(table.matches("serving").count(), 2, "{table}");
@@ -126,18 +115,18 @@ fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
     socket.done(&["stop"]);
     let report = held(held(server.ended(STOP_WITHIN)).report());
     assert_eq!(report.workers.len(), 4);
-    assert!(!socket.0.exists());
+    assert!(!fs::exists(&socket.path).unwrap());
 }
 
 #[test]
 fn a_reload_that_is_abandoned_is_a_failure_with_its_reason() {
     let socket = Socket::new("abandoned");
-    let program = std::env::temp_dir().join(format!("acceptlab-abandoned-{}.sh", std::process::id()));
+    let folder = TempFolder::new("abandoned");
+    let program = folder.file("program.sh");
     fs::write(&program, format!("exec {PROGRAM} \"$@\"\n")).unwrap();
-    let server = start_with(&["--workers", "1", "--control", socket.path()], &["sh", program.to_str().unwrap()]);
+    let server = start_with(&["--workers", "1", "--control", &socket.path], &["sh", &program]);
     fs::write(&program, "exit 1\n").unwrap();
     let output = socket.ctl(&["reload"]);
-    fs::remove_file(&program).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("abandoned: the new worker does not serve"), "{said}");
@@ -148,7 +137,7 @@ fn a_reload_that_is_abandoned_is_a_failure_with_its_reason() {
 fn garbage_and_silence_on_the_control_socket_do_no_harm() {
     let socket = Socket::new("hostile");
     let server = start(&socket, &[]);
-    let silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(&socket.0).unwrap()).collect();
+    let silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(&socket.path).unwrap()).collect();
     for garbage in [
         &b"no json\n"[..],
         b"{\"do\":\"nothing\"}\n",
@@ -179,8 +168,8 @@ fn a_cluster_obeys_its_own_user_and_root_alone() {
     let socket = Socket::new("owner");
     let server = start(&socket, &[]);
     // Even where the file lets him in.
-    fs::set_permissions(&socket.0, fs::Permissions::from_mode(0o666)).unwrap();
-    let output = other.command().args(["ctl", "--control", socket.path(), "stop"]).output().unwrap();
+    fs::set_permissions(&socket.path, fs::Permissions::from_mode(0o666)).unwrap();
+    let output = other.command().args(["ctl", "--control", &socket.path, "stop"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("belongs to another user"), "{said}");
@@ -191,7 +180,7 @@ fn a_cluster_obeys_its_own_user_and_root_alone() {
 fn a_client_that_asks_for_a_reload_and_leaves_does_not_stop_it() {
     let socket = Socket::new("leaves");
     let server = start(&socket, &[]);
-    let mut client = UnixStream::connect(&socket.0).unwrap();
+    let mut client = UnixStream::connect(&socket.path).unwrap();
     client.write_all(b"{\"do\":\"reload\"}\n").unwrap();
     await_events(&server, "reload", 1);
     drop(client);
@@ -201,19 +190,19 @@ fn a_client_that_asks_for_a_reload_and_leaves_does_not_stop_it() {
 #[test]
 fn a_stale_socket_is_replaced_and_a_living_one_or_another_file_is_not() {
     let socket = Socket::new("stale");
-    drop(UnixListener::bind(&socket.0).unwrap());
+    drop(UnixListener::bind(&socket.path).unwrap());
     let mut server = start(&socket, &[]);
     let refused = |why: &str| {
-        let output = run(&["--control", socket.path(), "--", "true"]);
+        let output = run(&["--control", &socket.path, "--", "true"]);
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(why), "{said}");
     };
     refused("another cluster listens there");
     held(server.stop());
-    fs::write(&socket.0, "precious").unwrap();
+    fs::write(&socket.path, "precious").unwrap();
     refused("a file of another kind");
-    assert_eq!(fs::read(&socket.0).unwrap(), b"precious");
+    assert_eq!(fs::read(&socket.path).unwrap(), b"precious");
     let nowhere = run(&["--control", "/no/such/folder/socket", "--", "true"]);
     assert_eq!(nowhere.status.code(), Some(1));
 }
@@ -259,7 +248,7 @@ fn the_status_of_a_program_that_was_given_up_counts_the_workers_left() {
 #[test]
 fn a_client_that_waits_for_a_reload_learns_which_worker_was_killed() {
     let socket = Socket::new("forced");
-    let flags = ["--workers", "1", "--control", socket.path(), "--kill-timeout", "300ms"];
+    let flags = ["--workers", "1", "--control", &socket.path, "--kill-timeout", "300ms"];
     let _server = start_with(&flags, &[PROGRAM]);
     let pid = socket.pid(0);
     let _hung = crate::dispatch::Stopped::new(pid);
@@ -283,7 +272,7 @@ fn messages_of_any_size_go_both_ways_and_block_nothing() {
         return;
     }
     let socket = Socket::new("messages");
-    let flags = ["--workers", "2", "--control", socket.path()];
+    let flags = ["--workers", "2", "--control", &socket.path];
     let server = start_with(&flags, &["node", "-e", TALKER, "--"]);
     let text = "t".repeat(900_000);
     socket.done(&["send", &format!("{{\"say\":{}}}", 5 << 20)]);
@@ -319,7 +308,7 @@ fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on
 #[test]
 fn a_worker_that_was_sent_much_while_it_hung_is_well_again_when_it_lives() {
     let socket = Socket::new("much");
-    let server = start_with(&["--workers", "1", "--control", socket.path(), "--heartbeat", "50ms"], &[PROGRAM]);
+    let server = start_with(&["--workers", "1", "--control", &socket.path, "--heartbeat", "50ms"], &[PROGRAM]);
     let worker = socket.pid(0);
     let hung = crate::dispatch::Stopped::new(worker);
     await_events(&server, "hang", 1);
@@ -348,7 +337,7 @@ fn a_master_that_stops_answers_a_client_that_waits_for_a_reload() {
     let mut server = start(&socket, &[]);
     let pid = socket.pid(0);
     let hung = crate::dispatch::Stopped::new(pid);
-    let mut client = UnixStream::connect(&socket.0).unwrap();
+    let mut client = UnixStream::connect(&socket.path).unwrap();
     client.set_read_timeout(Some(FOREVER)).unwrap();
     client.write_all(b"{\"do\":\"reload\"}\n").unwrap();
     // The successor listens, and the old one does not hear that it is to go.

@@ -2,7 +2,7 @@
 //! clients see of it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use acceptlab::lab::check::client::{GET, GET_AND_CLOSE, served_within};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, run, start_with};
 use crate::dispatch::Stopped;
-use crate::support::{FOREVER, Needs, answer, connect, held, inconclusive, load};
+use crate::support::{FOREVER, Needs, TempFolder, answer, connect, held, inconclusive, load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -47,30 +47,21 @@ fn new_pid(events: &[Value]) -> i32 {
 }
 
 /// A program whose next version can be anything.
-struct Deployed {
-    path: PathBuf,
-}
+struct Deployed(TempFolder);
 
 impl Deployed {
     fn new(name: &str) -> Deployed {
-        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{}.sh", std::process::id()));
-        let deployed = Deployed { path };
+        let deployed = Deployed(TempFolder::new(name));
         deployed.publish(&format!("exec {PROGRAM} \"$@\""));
         deployed
     }
 
     fn publish(&self, line: &str) {
-        fs::write(&self.path, format!("{line}\n")).unwrap();
+        fs::write(self.path(), format!("{line}\n")).unwrap();
     }
 
-    fn path(&self) -> &str {
-        self.path.to_str().unwrap()
-    }
-}
-
-impl Drop for Deployed {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+    fn path(&self) -> String {
+        self.0.file("program.sh")
     }
 }
 
@@ -192,7 +183,7 @@ fn there_is_never_one_too_few_and_never_more_than_one_too_many_in_a_reload() {
 fn a_new_version_that_ends_or_never_listens_replaces_no_worker() {
     let program = Deployed::new("new-version");
     let flags = ["--workers", "2", "--listen-timeout", "500ms"];
-    let mut server = start_with(&flags, &["sh", program.path()]);
+    let mut server = start_with(&flags, &["sh", &program.path()]);
     let before = pids(&server, 2);
     for (broken, named) in [("exit 3", "status 3"), ("exec sleep 60", "500ms (--listen-timeout)")] {
         program.publish(broken);
@@ -212,7 +203,7 @@ fn a_new_version_that_ends_or_never_listens_replaces_no_worker() {
 #[test]
 fn a_worker_that_dies_in_a_reload_is_replaced_by_the_new_version() {
     let program = Deployed::new("dies-in-reload");
-    let server = start_with(&["--workers", "1"], &["sh", program.path()]);
+    let server = start_with(&["--workers", "1"], &["sh", &program.path()]);
     let old = pids(&server, 1)[0];
     program.publish(&format!("sleep 0.3; exec {PROGRAM} \"$@\""));
     server.signal(Signal::SIGHUP);

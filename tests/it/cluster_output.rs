@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use acceptlab::lab::check::client::served_within;
@@ -12,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, run, start_with};
-use crate::support::{FOREVER, held, said_with};
+use crate::support::{FOREVER, TempFolder, held, said_with};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -24,27 +23,6 @@ process.on('message', (message) => {
   process.send({ told: message });
 });
 "#;
-
-/// A folder that is removed with its contents.
-pub struct Scratch(pub PathBuf);
-
-impl Scratch {
-    pub fn new(name: &str) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        Scratch(folder)
-    }
-
-    pub fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Says a line on each stream, in pieces, and ends.
 const TALKER: &str = "printf 'one '; sleep 0.05; echo two; echo three >&2; printf unended";
@@ -65,8 +43,8 @@ fn what_workers_write_is_shown_line_by_line_with_their_number_and_the_time() {
 
 #[test]
 fn silent_workers_are_not_shown_and_a_log_has_their_lines_instead() {
-    let scratch = Scratch::new("log");
-    let log = scratch.path("log");
+    let scratch = TempFolder::new("log");
+    let log = scratch.file("log");
     let flags = ["--workers", "1", "--max-restarts", "0", "--silent"];
     let silent = run(&[&flags[..], &["--", "sh", "-c", TALKER]].concat());
     assert!(!String::from_utf8_lossy(&silent.stderr).contains("worker 0: three"));
@@ -77,8 +55,8 @@ fn silent_workers_are_not_shown_and_a_log_has_their_lines_instead() {
 
 #[test]
 fn the_events_are_in_their_file_too() {
-    let scratch = Scratch::new("events");
-    let file = scratch.path("events");
+    let scratch = TempFolder::new("events");
+    let file = scratch.file("events");
     let output = run(&["--workers", "1", "--max-restarts", "0", "--events", &file, "--", "false"]);
     let (told, kept) = (String::from_utf8_lossy(&output.stderr), fs::read_to_string(&file).unwrap());
     assert_eq!(events_in(&told), events_in(&kept));
@@ -150,8 +128,8 @@ fn a_change_of_the_watched_file_is_pushed_to_every_worker_and_to_later_ones() {
         return;
     }
     for looking in [&[][..], &["--notify-every", "10ms"]] {
-        let scratch = Scratch::new("notify");
-        let file = scratch.path("value");
+        let scratch = TempFolder::new("notify");
+        let file = scratch.file("value");
         fs::write(&file, "first").unwrap();
         let flags = [&["--workers", "2", "--notify", &file], looking].concat();
         let mut server = start_with(&flags, &["node", "-e", LISTENER, "--"]);
@@ -161,8 +139,8 @@ fn a_change_of_the_watched_file_is_pushed_to_every_worker_and_to_later_ones() {
         };
         let mut events = await_events(&server, "message", 2);
         assert_eq!(told(&events, "first"), 2, "{events:?}");
-        fs::write(scratch.path("new"), "second").unwrap();
-        fs::rename(scratch.path("new"), &file).unwrap();
+        fs::write(scratch.file("new"), "second").unwrap();
+        fs::rename(scratch.file("new"), &file).unwrap();
         let all = poll_until(FOREVER, || {
             events.extend(events_in(&server.said()));
             (told(&events, "second") == 2).then_some(())

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, start_with};
-use crate::support::{FOREVER, answer, connect, held};
+use crate::support::{FOREVER, TempFolder, answer, connect, held};
 
 /// Waits until the program has sent so many messages.
 #[track_caller]
@@ -58,8 +58,8 @@ fn await_in_file(path: &str, event: &str, times: usize) -> Vec<Value> {
 
 #[test]
 fn a_worker_that_never_listens_lives_and_is_replaced_by_a_reload() {
-    let scratch = crate::cluster_output::Scratch::new("consumer");
-    let events = scratch.path("events");
+    let scratch = TempFolder::new("consumer");
+    let events = scratch.file("events");
     let flags = ["--workers", "2", "--listen-timeout", "100ms", "--max-restarts", "0", "--", "sleep", "600"];
     let cluster = Unready::start(&flags, &events);
     let told = await_in_file(&events, "not-listening", 2);
@@ -128,8 +128,8 @@ fn an_abstract_unix_socket_is_served_to_nodes_clients() {
     if !has_node() {
         return;
     }
-    let scratch = crate::cluster_output::Scratch::new("abstract");
-    let events = scratch.path("events");
+    let scratch = TempFolder::new("abstract");
+    let events = scratch.file("events");
     let name = format!("\\0acceptlab-{}", std::process::id());
     let program = format!("require('node:net').createServer((client) => client.end('hello')).listen('{name}')");
     let _cluster = Unready::start(&["--workers", "2", "--", "node", "-e", &program, "--", "x"], &events);
@@ -171,8 +171,8 @@ fn node_without_a_file_gets_a_line_of_advice() {
         return;
     }
     let program = "require('node:http').createServer().listen(0, '127.0.0.1')";
-    let scratch = crate::cluster_output::Scratch::new("advice");
-    let events = scratch.path("events");
+    let scratch = TempFolder::new("advice");
+    let events = scratch.file("events");
     let _cluster = Unready::start(&["--workers", "1", "--max-restarts", "99999", "--", "node", "-e", program], &events);
     let told = await_in_file(&events, "advice", 1);
     let what = told.iter().find(|event| event["event"] == "advice").unwrap()["what"].as_str().unwrap();
@@ -236,8 +236,8 @@ fn two_workers_of_a_program_that_listens_by_itself_live() {
     if !has_node() {
         return;
     }
-    let scratch = crate::cluster_output::Scratch::new("by-itself");
-    let events = scratch.path("events");
+    let scratch = TempFolder::new("by-itself");
+    let events = scratch.file("events");
     let program = "require('node:http').createServer().listen({ port: 0, host: '127.0.0.1', exclusive: true })";
     let flags = ["--workers", "2", "--listen-timeout", "100ms", "--max-restarts", "0", "--"];
     let _cluster = Unready::start(&[&flags[..], &["node", "-e", program, "--", "x"]].concat(), &events);

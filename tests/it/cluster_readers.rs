@@ -11,24 +11,23 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, start_with};
-use crate::cluster_output::Scratch;
-use crate::support::{FOREVER, held};
+use crate::support::{FOREVER, TempFolder, held};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
 /// A cluster of two from a shell that arranges its streams; killed when dropped.
 struct Cluster {
     child: Child,
-    scratch: Scratch,
+    scratch: TempFolder,
 }
 
 impl Cluster {
     /// `script` runs `"$@"`, which is the cluster with these flags, from the folder in which its output is the file
     /// `out`.
     fn start(name: &str, script: &str, flags: &[&str]) -> Cluster {
-        let scratch = Scratch::new(name);
+        let scratch = TempFolder::new(name);
         let mut command = Command::new("bash");
-        command.current_dir(&scratch.0).args(["-c", script, "bash", CLUSTER, "--workers", "2"]).args(flags);
+        command.current_dir(scratch.path()).args(["-c", script, "bash", CLUSTER, "--workers", "2"]).args(flags);
         command.args(["--", PROGRAM, "--listen", "127.0.0.1:0"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         Cluster { child, scratch }
@@ -37,7 +36,7 @@ impl Cluster {
     #[track_caller]
     fn address(&self) -> std::net::SocketAddr {
         let ready = poll_until(FOREVER, || {
-            let said = fs::read_to_string(self.scratch.path("out")).ok()?;
+            let said = fs::read_to_string(self.scratch.file("out")).ok()?;
             said.lines().next()?.strip_prefix("ready ")?.parse().ok()
         });
         ready.expect("it becomes ready")
@@ -66,7 +65,7 @@ impl Cluster {
         }
         kill(Pid::from_raw(processes[0]), Signal::SIGTERM).unwrap();
         let report = poll_until(FOREVER, || {
-            let said = fs::read_to_string(self.scratch.path("out")).ok()?;
+            let said = fs::read_to_string(self.scratch.file("out")).ok()?;
             serde_json::from_str::<ServerReport>(said.lines().nth(1)?).ok()
         });
         let ended = poll_until(FOREVER, || self.child.try_wait().unwrap());
@@ -111,20 +110,20 @@ fn a_fifo_that_nobody_reads_stalls_nothing_whether_it_gets_errors_events_or_logs
 fn a_reader_of_the_ready_line_that_is_gone_ends_nothing() {
     let cluster = Cluster::start("ready-gone", r#"{ "$@" 2>err; } | true"#, &["--control", "c"]);
     let events = poll_until(FOREVER, || {
-        let events = events_in(&fs::read_to_string(cluster.scratch.path("err")).ok()?);
+        let events = events_in(&fs::read_to_string(cluster.scratch.file("err")).ok()?);
         (count(&events, "listening") == 2).then_some(events)
     });
     let events = events.expect("both listen");
     let listening = events.iter().find(|event| event["event"] == "listening").unwrap();
     held(served_within(listening["address"].as_str().unwrap().parse().unwrap(), FOREVER));
-    let stop = ["ctl", "--control", &cluster.scratch.path("c"), "stop"];
+    let stop = ["ctl", "--control", &cluster.scratch.file("c"), "stop"];
     assert!(Command::new(CLUSTER).args(stop).status().unwrap().success());
 }
 
 #[test]
 fn an_events_file_that_stalls_says_so_once_and_gets_whole_lines_again() {
-    let scratch = Scratch::new("events-stall");
-    let fifo = scratch.path("events");
+    let scratch = TempFolder::new("events-stall");
+    let fifo = scratch.file("events");
     mkfifo(fifo.as_str(), Mode::S_IRWXU).unwrap();
     let program = format!("exec {PROGRAM} \"$@\"");
     let server =
@@ -141,31 +140,31 @@ fn an_events_file_that_stalls_says_so_once_and_gets_whole_lines_again() {
 
 #[test]
 fn ctl_whose_reader_is_gone_does_what_it_was_asked_and_panics_nowhere() {
-    let scratch = Scratch::new("ctl-reader");
-    let socket = scratch.path("c");
+    let scratch = TempFolder::new("ctl-reader");
+    let socket = scratch.file("c");
     let server = start_with(&["--workers", "2", "--control", &socket], &[PROGRAM]);
     for order in [&["status"][..], &["status", "--format", "json"], &["reload"], &["scale", "1"]] {
         let script = r#"{ "$@" 2>err; echo $? >status; } | true"#;
         let mut command = Command::new("bash");
-        command.current_dir(&scratch.0).args(["-c", script, "bash", CLUSTER, "ctl", "--control", &socket]);
+        command.current_dir(scratch.path()).args(["-c", script, "bash", CLUSTER, "ctl", "--control", &socket]);
         assert!(command.args(order).status().unwrap().success());
-        let err = fs::read_to_string(scratch.path("err")).unwrap();
+        let err = fs::read_to_string(scratch.file("err")).unwrap();
         assert!(!err.contains("panicked"), "{order:?}: {err}");
-        assert_eq!(fs::read_to_string(scratch.path("status")).unwrap(), "0\n", "{order:?}: {err}");
+        assert_eq!(fs::read_to_string(scratch.file("status")).unwrap(), "0\n", "{order:?}: {err}");
     }
     // Both streams.
     let script = r#"{ "$@" reload 2>&1; echo $? >status; } | true"#;
     let mut command = Command::new("bash");
-    command.current_dir(&scratch.0).args(["-c", script, "bash", CLUSTER, "ctl", "--control", &socket]);
+    command.current_dir(scratch.path()).args(["-c", script, "bash", CLUSTER, "ctl", "--control", &socket]);
     assert!(command.status().unwrap().success());
-    assert_eq!(fs::read_to_string(scratch.path("status")).unwrap(), "0\n");
+    assert_eq!(fs::read_to_string(scratch.file("status")).unwrap(), "0\n");
     held(served_within(server.addr, FOREVER));
 }
 
 #[test]
 fn rotated_log_and_events_files_are_opened_anew_by_a_reload_and_by_sigusr1() {
-    let scratch = Scratch::new("rotated");
-    let (log, events, socket) = (scratch.path("log"), scratch.path("events"), scratch.path("c"));
+    let scratch = TempFolder::new("rotated");
+    let (log, events, socket) = (scratch.file("log"), scratch.file("events"), scratch.file("c"));
     let flags = ["--workers", "1", "--log", &log, "--events", &events, "--control", &socket];
     let program = format!("echo started; exec {PROGRAM} \"$@\"");
     let server = start_with(&flags, &["sh", "-c", &program, "sh"]);
@@ -206,7 +205,7 @@ fn a_log_that_reaches_the_limit_of_a_files_size_ends_nothing() {
     let master = cluster.processes()[0];
     let full = poll_until(FOREVER, || {
         kill(Pid::from_raw(master), Signal::SIGHUP).ok()?;
-        (fs::metadata(cluster.scratch.path("events")).ok()?.len() >= 16 * 1024).then_some(())
+        (fs::metadata(cluster.scratch.file("events")).ok()?.len() >= 16 * 1024).then_some(())
     });
     assert!(full.is_some(), "the master is gone, or writes nothing");
     held(served_within(cluster.address(), FOREVER));

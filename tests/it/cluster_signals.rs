@@ -11,8 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, count, events_in, run, start_with};
-use crate::cluster_output::Scratch;
-use crate::support::{FOREVER, Needs, answer, connect, held, inconclusive};
+use crate::support::{FOREVER, Needs, TempFolder, answer, connect, held, inconclusive};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -22,8 +21,8 @@ fn ctl(socket: &str, order: &str) -> bool {
 
 #[test]
 fn signals_that_mean_nothing_to_a_master_end_nothing() {
-    let scratch = Scratch::new("signals");
-    let socket = scratch.path("c");
+    let scratch = TempFolder::new("signals");
+    let socket = scratch.file("c");
     let mut server = start_with(&["--workers", "2", "--control", &socket], &[PROGRAM]);
     let processes = server.processes();
     for signal in [
@@ -54,8 +53,8 @@ fn signals_that_mean_nothing_to_a_master_end_nothing() {
 
 #[test]
 fn sigquit_is_a_stop_that_answers_what_is_open_and_leaves_no_socket() {
-    let scratch = Scratch::new("quit");
-    let socket = scratch.path("c");
+    let scratch = TempFolder::new("quit");
+    let socket = scratch.file("c");
     let flags = ["--workers", "1", "--control", &socket];
     let mut server = start_with(&flags, &[PROGRAM, "--work", "wait:300ms"]);
     let mut client = connect(&server);
@@ -74,8 +73,8 @@ fn sigquit_is_a_stop_that_answers_what_is_open_and_leaves_no_socket() {
 
 #[test]
 fn a_reload_that_is_asked_for_while_the_cluster_stops_starts_no_worker() {
-    let scratch = Scratch::new("reload-at-stop");
-    let socket = scratch.path("c");
+    let scratch = TempFolder::new("reload-at-stop");
+    let socket = scratch.file("c");
     let flags = ["--workers", "1", "--control", &socket];
     let mut server = start_with(&flags, &[PROGRAM, "--work", "wait:2s"]);
     let mut client = connect(&server);
@@ -112,8 +111,8 @@ fn a_master_that_was_stopped_goes_on_and_takes_no_worker_for_hung() {
 /// The second takes the path of one whose file was removed; the first ends later, and leaves it alone.
 #[test]
 fn a_master_that_ends_leaves_the_control_socket_of_another_alone() {
-    let scratch = Scratch::new("two-masters");
-    let socket = scratch.path("c");
+    let scratch = TempFolder::new("two-masters");
+    let socket = scratch.file("c");
     let start = || start_with(&["--workers", "1", "--control", &socket], &[PROGRAM]);
     let mut first: Server = start();
     let refused = run(&["--control", &socket, "--", "true"]);
@@ -134,8 +133,8 @@ fn a_master_that_ends_leaves_the_control_socket_of_another_alone() {
 
 #[test]
 fn one_of_several_masters_that_start_at_once_takes_a_stale_path() {
-    let scratch = Scratch::new("race");
-    let socket = scratch.path("c");
+    let scratch = TempFolder::new("race");
+    let socket = scratch.file("c");
     for _ in 0..5 {
         drop(UnixListener::bind(&socket).unwrap());
         // What another test forks meanwhile has our listener open until it execs, and a master would find it alive.
@@ -202,17 +201,17 @@ fn a_failed_accept_does_not_end_the_master() {
 
 #[test]
 fn a_master_works_without_the_calls_that_a_sandbox_forbids() {
-    let scratch = Scratch::new("sandbox");
-    let file = scratch.path("value");
+    let scratch = TempFolder::new("sandbox");
+    let file = scratch.file("value");
     fs::write(&file, "1").unwrap();
     for call in
         ["memfd_create", "epoll_pwait2", "inotify_init1", "close_range", "fallocate", "flock", "sched_getaffinity"]
     {
-        let flags = ["--notify", &file, "--control", &scratch.path("c")];
+        let flags = ["--notify", &file, "--control", &scratch.file("c")];
         let Some(server) = under_strace(&format!("{call}:error=EPERM"), &flags) else { return };
         held(served_within(server.addr, FOREVER));
         assert_eq!(count(&events_in(&server.said()), "exit"), 0, "{call}");
-        await_no_socket(server, &scratch.path("c"));
+        await_no_socket(server, &scratch.file("c"));
     }
 }
 

@@ -8,7 +8,6 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use acceptlab::lab::check::client::GET_AND_CLOSE;
@@ -18,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cluster::{CLUSTER, has_node, run};
-use crate::support::FOREVER;
+use crate::support::{FOREVER, TempFolder};
 
 /// Says which worker it is, on whatever it is to listen on: `{"path": …}` or `{"fd": …}`.
 const PROGRAM: &str = r#"
@@ -73,23 +72,9 @@ impl Drop for Cluster {
     }
 }
 
-/// A file for a socket, which is not there yet.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str) -> Place {
-        Place(std::env::temp_dir().join(format!("acceptlab-{name}-{}.sock", std::process::id())))
-    }
-
-    fn listen(&self) -> String {
-        format!("{{\"path\":{:?}}}", self.0)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
+/// What the program is told to listen on.
+fn at(path: &str) -> String {
+    format!("{{\"path\":{path:?}}}")
 }
 
 /// What is answered on this connection: the last line says which worker it was.
@@ -103,7 +88,7 @@ fn ask(mut stream: impl Read + Write) -> String {
 }
 
 #[track_caller]
-fn ask_at(path: &Path) -> String {
+fn ask_at(path: &str) -> String {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(FOREVER)).unwrap();
     ask(stream)
@@ -115,23 +100,24 @@ fn a_unix_socket_is_served_by_all_workers_survives_a_reload_and_goes_with_the_ma
         return;
     }
     for schedule in ["rr", "none"] {
-        let place = Place::new(&format!("served-{schedule}"));
-        let cluster = Cluster::start(schedule, &place.listen(), Stdio::null());
-        assert_eq!(cluster.ready, format!("ready unix:{}", place.0.display()));
+        let folder = TempFolder::new("served");
+        let socket = folder.file("socket");
+        let cluster = Cluster::start(schedule, &at(&socket), Stdio::null());
+        assert_eq!(cluster.ready, format!("ready unix:{socket}"));
         let before = cluster.workers();
-        let answers = [ask_at(&place.0), ask_at(&place.0)];
+        let answers = [ask_at(&socket), ask_at(&socket)];
         assert!(schedule == "none" || answers[0] != answers[1], "{answers:?}");
         cluster.signal(Signal::SIGHUP);
         let replaced = poll_until(FOREVER, || {
-            ask_at(&place.0);
+            ask_at(&socket);
             let now = cluster.workers();
             (now.len() == 2 && now.is_disjoint(&before)).then_some(now)
         });
-        let answer = ask_at(&place.0);
+        let answer = ask_at(&socket);
         let now = replaced.expect("both are replaced");
         assert!(now.iter().any(|pid| answer.ends_with(&format!(" pid {pid}"))), "{schedule}: {answer} {now:?}");
         let report = cluster.stop();
-        assert_eq!((report.listen, place.0.exists()), (format!("unix:{}", place.0.display()), false));
+        assert_eq!((report.listen, fs::exists(&socket).unwrap()), (format!("unix:{socket}"), false));
     }
 }
 
@@ -140,14 +126,15 @@ fn a_unix_socket_of_another_process_is_a_taken_address_and_stays() {
     if !has_node() {
         return;
     }
-    let place = Place::new("taken");
-    let _theirs = std::os::unix::net::UnixListener::bind(&place.0).unwrap();
-    let listen = place.listen();
+    let folder = TempFolder::new("taken");
+    let socket = folder.file("socket");
+    let _theirs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let listen = at(&socket);
     let output = run(&["--workers", "1", "--max-restarts", "0", "--", "node", "-e", PROGRAM, "--", &listen]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let line = format!("worker 0: listen {:?}: address already in use", place.0);
-    assert!(said.contains(&line) && place.0.exists(), "{said}");
+    let line = format!("worker 0: listen {socket:?}: address already in use");
+    assert!(said.contains(&line) && fs::exists(&socket).unwrap(), "{said}");
 }
 
 #[test]
@@ -180,12 +167,13 @@ fn another_file_in_the_place_of_the_socket_is_left_alone() {
     if !has_node() {
         return;
     }
-    let place = Place::new("replaced");
-    let cluster = Cluster::start("rr", &place.listen(), Stdio::null());
-    fs::remove_file(&place.0).unwrap();
-    fs::write(&place.0, "theirs").unwrap();
+    let folder = TempFolder::new("replaced");
+    let socket = folder.file("socket");
+    let cluster = Cluster::start("rr", &at(&socket), Stdio::null());
+    fs::remove_file(&socket).unwrap();
+    fs::write(&socket, "theirs").unwrap();
     cluster.stop();
-    assert_eq!(fs::read(&place.0).unwrap(), b"theirs");
+    assert_eq!(fs::read(&socket).unwrap(), b"theirs");
 }
 
 #[test]
@@ -193,11 +181,12 @@ fn a_unix_socket_is_for_everybody_where_the_program_says_so() {
     if !has_node() {
         return;
     }
-    let place = Place::new("mode");
-    let listen = format!("{{\"path\":{:?},\"readableAll\":true,\"writableAll\":true}}", place.0);
+    let folder = TempFolder::new("mode");
+    let socket = folder.file("socket");
+    let listen = format!("{{\"path\":{socket:?},\"readableAll\":true,\"writableAll\":true}}");
     let cluster = Cluster::start("rr", &listen, Stdio::null());
-    assert_eq!(fs::metadata(&place.0).unwrap().permissions().mode() & 0o666, 0o666);
-    ask_at(&place.0);
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o666, 0o666);
+    ask_at(&socket);
     drop(cluster);
 }
 

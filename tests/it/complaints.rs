@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{FOREVER, Needs, inconclusive};
+use crate::support::{FOREVER, Needs, TempFolder, inconclusive};
 
 const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
 const INSTALL: &str = "scripts/install_contenders.sh installs it";
@@ -81,11 +81,10 @@ fn an_interrupted_complaint_leaves_no_process_and_no_file() {
     if on_path("nginx").is_none() {
         return inconclusive(Needs::Contender("nginx"), INSTALL);
     }
-    let folder = std::env::temp_dir().join(format!("acceptlab-complaint-{}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    let mark = folder.to_str().unwrap();
+    let folder = TempFolder::new("complaint");
+    let mark = folder.path().to_str().unwrap();
     let mut trial = complaint("kong-12359");
-    trial.env("TMPDIR", &folder).env("ACCEPTLAB_TEST", mark).stdout(Stdio::null()).stderr(Stdio::null());
+    trial.env("TMPDIR", mark).env("ACCEPTLAB_TEST", mark).stdout(Stdio::null()).stderr(Stdio::null());
     let mut running = trial.spawn().unwrap();
     let is_client = |process: &Process| command_line(process.pid).iter().any(|word| word.ends_with("/loadgen"));
     let client = poll_until(FOREVER, || with_variable("ACCEPTLAB_TEST", mark).into_iter().find(is_client));
@@ -93,6 +92,5 @@ fn an_interrupted_complaint_leaves_no_process_and_no_file() {
     kill(Pid::from_raw(running.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(running.wait().unwrap().code(), Some(130));
     assert_eq!(with_variable("ACCEPTLAB_TEST", mark), []);
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-    fs::remove_dir(&folder).unwrap();
+    assert_eq!(fs::read_dir(mark).unwrap().count(), 0);
 }

@@ -2,16 +2,14 @@
 //! the other.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use acceptlab::lab::check::client::{ANSWER_TIMEOUT, GET, served};
-use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::report::AcceptCounts;
 use acceptlab::scoreboard::Count;
 use acceptlab::scoreboard::Scoreboard;
 
-use crate::support::{connect, held, load, start};
+use crate::support::{TempFolder, connect, held, load, start};
 
 /// Runs `loadgen` with `flags` against a fresh server and compares the counts worker by worker.
 fn both_sides_count_the_same(name: &str, server_flags: &[&str], flags: &[&str]) {
@@ -71,30 +69,12 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_tokio "tokio"
 }
 
-/// A file for a scoreboard, gone when the test is.
-struct BoardFile(PathBuf);
-
-impl BoardFile {
-    fn new(name: &str) -> BoardFile {
-        BoardFile(std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())))
-    }
-
-    fn start_server(&self) -> Server {
-        start("event-driven", &["--scoreboard", self.0.to_str().expect("made of ASCII")])
-    }
-}
-
-impl Drop for BoardFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 #[test]
 fn a_scoreboard_is_readable_while_the_server_runs() {
-    let file = BoardFile::new("readable");
-    let server = file.start_server();
-    let board = Scoreboard::open(&file.0).expect("the server has made it");
+    let folder = TempFolder::new("readable");
+    let file = folder.file("board");
+    let server = start("event-driven", &["--scoreboard", &file]);
+    let board = Scoreboard::open(file.as_ref()).expect("the server has made it");
     assert_eq!((board.model().as_str(), board.rows()), ("event-driven", 1));
     let mut clients = [connect(&server), connect(&server)];
     for client in &mut clients {
@@ -111,10 +91,11 @@ fn a_scoreboard_is_readable_while_the_server_runs() {
 
 #[test]
 fn a_second_server_does_not_disturb_the_scoreboard_of_the_first() {
-    let file = BoardFile::new("disputed");
-    let mut first = file.start_server();
+    let folder = TempFolder::new("disputed");
+    let start = || start("event-driven", &["--scoreboard", &folder.file("board")]);
+    let mut first = start();
     held(served(first.addr));
-    let mut second = file.start_server();
+    let mut second = start();
     for asked in [&first, &second, &second, &first] {
         held(served(asked.addr));
     }

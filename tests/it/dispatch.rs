@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::contract::keeps_the_contract;
 use crate::endings::{ends_under_load, outlives_a_worker};
-use crate::support::{FOREVER, answer, ask_together, connect, held, kind, load, start, start_after};
+use crate::support::{FOREVER, TempFolder, answer, ask_together, connect, held, kind, load, start, start_after};
 
 const POLICIES: [&str; 6] = ["round-robin", "random", "least-connections", "first-free", "acknowledged", "sticky"];
 
@@ -32,16 +31,16 @@ fn ways() -> impl Iterator<Item = (&'static str, [&'static str; 2])> {
 pub struct Watched {
     pub server: Server,
     pub board: Scoreboard,
-    path: PathBuf,
+    _folder: TempFolder,
 }
 
 impl Watched {
-    pub fn start(name: &str, test: &str, flags: &[&str]) -> Watched {
-        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{test}-{}", std::process::id()));
-        let board = ["--scoreboard", path.to_str().expect("made of ASCII")];
-        let server = start(name, &[&board, flags].concat());
-        let board = Scoreboard::open(&path).expect("the server has made it");
-        Watched { server, board, path }
+    pub fn start(name: &str, flags: &[&str]) -> Watched {
+        let folder = TempFolder::new(name);
+        let path = folder.file("board");
+        let server = start(name, &[&["--scoreboard", &path], flags].concat());
+        let board = Scoreboard::open(path.as_ref()).expect("the server has made it");
+        Watched { server, board, _folder: folder }
     }
 
     pub fn active(&self) -> Vec<u64> {
@@ -62,12 +61,6 @@ impl Watched {
         held(client.send(GET));
         let worker = held(answer(&mut client).worker());
         (client, worker)
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -222,7 +215,7 @@ fn under_load_a_sticky_client_stays_with_its_worker() {
 
 #[test]
 fn first_free_gives_an_idle_server_s_connections_to_the_first_worker() {
-    let watched = Watched::start("master-dispatch", "first", &["--workers", "4", "--policy", "first-free"]);
+    let watched = Watched::start("master-dispatch", &["--workers", "4", "--policy", "first-free"]);
     for _ in 0..50 {
         assert_eq!(held(held(served(watched.server.addr)).worker()), 0);
         watched.await_active(0);
@@ -231,7 +224,7 @@ fn first_free_gives_an_idle_server_s_connections_to_the_first_worker() {
 
 #[test]
 fn first_free_fills_the_workers_in_the_order_of_the_list() {
-    let watched = Watched::start("master-dispatch", "fills", &["--workers", "4", "--policy", "first-free"]);
+    let watched = Watched::start("master-dispatch", &["--workers", "4", "--policy", "first-free"]);
     let mut clients: Vec<(Client, usize)> = (0..6).map(|_| watched.hold()).collect();
     let takers: Vec<usize> = clients.iter().map(|(_, worker)| *worker).collect();
     assert_eq!(takers, [0, 1, 2, 3, 0, 1]);
@@ -243,7 +236,7 @@ fn first_free_fills_the_workers_in_the_order_of_the_list() {
 
 #[test]
 fn least_connections_evens_out_what_leaving_clients_have_made_uneven() {
-    let watched = Watched::start("master-dispatch", "least", &["--workers", "4", "--policy", "least-connections"]);
+    let watched = Watched::start("master-dispatch", &["--workers", "4", "--policy", "least-connections"]);
     let mut clients: Vec<(Client, usize)> = (0..40).map(|_| watched.hold()).collect();
     assert_eq!(watched.active(), [10; 4]);
     let mut leaving = 0;
@@ -329,8 +322,7 @@ fn a_hung_worker_that_does_not_acknowledge_holds_what_its_channel_holds_and_the_
 #[test]
 fn least_connections_gives_a_hung_worker_few_connections() {
     for policy in ["least-connections", "first-free"] {
-        let watched =
-            Watched::start("master-dispatch", &format!("hung-{policy}"), &["--workers", "2", "--policy", policy]);
+        let watched = Watched::start("master-dispatch", &["--workers", "2", "--policy", policy]);
         let hung = Stopped::new(watched.board.row(0).get(Count::Pid) as i32);
         let mut waiting = fill(&watched.server, 50);
         // A close that is counted late makes a tie.

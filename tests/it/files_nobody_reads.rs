@@ -5,15 +5,16 @@ use std::process::Command;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::support::start;
+use crate::support::{TempFolder, start};
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
 #[test]
 fn a_pipe_that_nobody_reads_costs_its_content_and_not_the_report() {
     let server = start("event-driven", &[]);
+    let folder = TempFolder::new("unread");
     for ending in ["ndjson", "csv", "hgrm"] {
-        let pipe = std::env::temp_dir().join(format!("acceptlab-unread-{}.{ending}", std::process::id()));
+        let pipe = folder.path().join(format!("unread.{ending}"));
         mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         let output = Command::new(LOADGEN)
             .args(["--connections", "2", "--requests", "20", "--out"])
@@ -21,7 +22,6 @@ fn a_pipe_that_nobody_reads_costs_its_content_and_not_the_report() {
             .arg(format!("http://{}/", server.addr))
             .output()
             .unwrap();
-        std::fs::remove_file(&pipe).unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(&format!(".{ending}: it is not read")), "{said}");
         assert_eq!(output.status.code(), Some(1), "{said}");

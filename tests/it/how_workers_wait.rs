@@ -143,15 +143,15 @@ fn flags_that_do_not_fit_the_way_of_waiting_are_refused() {
 /// Sixteen connections come one after another and stay. All workers sleep each time, and nobody but the first is woken.
 #[test]
 fn a_worker_that_yields_does_not_have_all_connections_that_stay() {
-    let shares = |test: &str, flags: &[&str]| {
-        let watched = Watched::start("shared-accept", test, &[&["--workers", "4"], flags].concat());
+    let shares = |flags: &[&str]| {
+        let watched = Watched::start("shared-accept", &[&["--workers", "4"], flags].concat());
         let _clients: Vec<(Client, usize)> = (0..16).map(|_| watched.hold()).collect();
         watched.active()
     };
-    let alone = shares("one-has-all", &["--wait", "epoll-exclusive"]);
+    let alone = shares(&["--wait", "epoll-exclusive"]);
     assert!(spread(&alone) >= 8, "{alone:?}");
     for wait in ["epoll", "epoll-exclusive"] {
-        let yielded = shares(&format!("yields-{wait}"), &["--wait", wait, "--yield", "5ms"]);
+        let yielded = shares(&["--wait", wait, "--yield", "5ms"]);
         assert!(spread(&yielded) <= 2, "{wait}: {yielded:?}");
     }
 }
@@ -159,10 +159,10 @@ fn a_worker_that_yields_does_not_have_all_connections_that_stay() {
 /// A worker that waited for those who are not there would not answer for a minute.
 #[test]
 fn a_worker_without_others_or_whose_only_peer_is_dead_yields_to_nobody() {
-    let alone = Watched::start("shared-accept", "alone", &["--workers", "1", "--yield", "60s"]);
+    let alone = Watched::start("shared-accept", &["--workers", "1", "--yield", "60s"]);
     let _clients: Vec<(Client, usize)> = (0..5).map(|_| alone.hold()).collect();
 
-    let left = Watched::start("shared-accept", "left", &["--workers", "2", "--yield", "60s"]);
+    let left = Watched::start("shared-accept", &["--workers", "2", "--yield", "60s"]);
     Process::find(left.board.row(1).get(Count::Pid) as i32).expect("it runs").kill();
     let is_reaped = poll_until(FOREVER, || left.server.said().contains("1 left").then_some(()));
     assert!(is_reaped.is_some());
@@ -172,7 +172,7 @@ fn a_worker_without_others_or_whose_only_peer_is_dead_yields_to_nobody() {
 /// The other has none, and hangs.
 #[test]
 fn a_worker_yields_for_a_while_and_then_takes_the_connection_whatever_others_do() {
-    let watched = Watched::start("shared-accept", "while", &["--workers", "2", "--yield", "20ms"]);
+    let watched = Watched::start("shared-accept", &["--workers", "2", "--yield", "20ms"]);
     let _hung = Stopped::new(watched.board.row(1).get(Count::Pid) as i32);
     let _clients: Vec<(Client, usize)> = (0..5).map(|_| watched.hold()).collect();
     assert_eq!(watched.active(), [5, 0]);
@@ -183,7 +183,7 @@ fn a_worker_yields_for_a_while_and_then_takes_the_connection_whatever_others_do(
 
 #[test]
 fn sigterm_ends_a_worker_that_yields_at_once() {
-    let mut watched = Watched::start("shared-accept", "ends", &["--workers", "2", "--yield", "60s"]);
+    let mut watched = Watched::start("shared-accept", &["--workers", "2", "--yield", "60s"]);
     let hung = Stopped::new(watched.board.row(1).get(Count::Pid) as i32);
     let _first = watched.hold();
     let mut second = connect(&watched.server);

@@ -2,37 +2,36 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Needs, inconclusive};
+use crate::support::{Needs, TempFolder, inconclusive};
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A folder beside the repository's records; gone when dropped.
-struct Scratch(PathBuf);
+/// A folder beside the repository's records.
+struct Scratch(TempFolder);
 
 impl Scratch {
     fn new() -> Scratch {
-        let folder = std::env::temp_dir().join(format!("acceptlab-html-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        symlink(Path::new(REPOSITORY).join("experiments/record"), folder.join("record")).unwrap();
+        let folder = TempFolder::new("html");
+        symlink(Path::new(REPOSITORY).join("experiments/record"), folder.file("record")).unwrap();
         Scratch(folder)
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.0.join(name);
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.file(name);
         fs::write(&path, text).unwrap();
         path
     }
 
     /// The report of the repository's records.
     fn report(&self) -> String {
-        let path = self.0.join("report.html");
+        let path = self.0.file("report.html");
         let lab = Command::new(LAB)
             .args(["--root", REPOSITORY, "report", "--out"])
-            .arg(&self.0)
+            .arg(self.0.path())
             .arg("--html")
             .arg(&path)
             .output()
@@ -42,14 +41,8 @@ impl Scratch {
     }
 
     fn pictures(&self) -> usize {
-        let files = fs::read_dir(self.0.join("results")).unwrap().map(|entry| entry.unwrap().path());
+        let files = fs::read_dir(self.0.file("results")).unwrap().map(|entry| entry.unwrap().path());
         files.filter(|path| path.extension().is_some_and(|extension| extension == "svg")).count()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -94,8 +87,8 @@ fn the_report_is_one_file_that_a_browser_shows_in_full_on_a_phone_too() {
     let output = Command::new("timeout")
         .args(["120", browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"])
         .arg("--virtual-time-budget=20000")
-        .arg(format!("--user-data-dir={}", scratch.0.join("profile").display()))
-        .arg(format!("file://{}", frame.display()))
+        .arg(format!("--user-data-dir={}", scratch.0.file("profile")))
+        .arg(format!("file://{frame}"))
         .output()
         .unwrap();
     let (seen, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

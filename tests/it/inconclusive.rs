@@ -93,7 +93,8 @@ fn a_test_that_could_not_look_is_named_with_its_reason_when_the_run_ends() {
     if std::env::var_os(PLAY).is_some() {
         return inconclusive(Needs::Tool("no-such-tool"), "an example,\nin two lines");
     }
-    let file = std::env::temp_dir().join(format!("acceptlab-inconclusive-{}", std::process::id()));
+    let folder = crate::support::TempFolder::new("inconclusive");
+    let file = folder.file("list");
     let name = "inconclusive::a_test_that_could_not_look_is_named_with_its_reason_when_the_run_ends";
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--test-threads", "2"])
@@ -105,6 +106,5 @@ fn a_test_that_could_not_look_is_named_with_its_reason_when_the_run_ends() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains(&format!("{name}: needs tool no-such-tool: an example, in two lines\n")), "{said}");
     let line = std::fs::read_to_string(&file).unwrap();
-    std::fs::remove_file(&file).unwrap();
     assert_eq!(line, format!("{name}\ttool no-such-tool\tan example, in two lines\n"));
 }

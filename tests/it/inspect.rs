@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::loadgen_output::Schema;
-use crate::support::{FOREVER, Needs, Ordinary, can_trace, connect, held, inconclusive, kind, load, start};
+use crate::support::{FOREVER, Needs, Ordinary, TempFolder, can_trace, connect, held, inconclusive, kind, load, start};
 use crate::terminal::Terminal;
 
 pub const LAB: &str = env!("CARGO_BIN_EXE_lab");
@@ -173,11 +173,11 @@ fn a_process_stands_for_its_listeners_and_a_master_for_those_of_its_workers() {
 
 #[test]
 fn a_unix_socket_and_an_ipv6_socket_for_both_families_are_looked_at() {
-    let path = std::env::temp_dir().join(format!("acceptlab-inspect-{}", std::process::id()));
+    let folder = TempFolder::new("inspect");
+    let path = folder.file("socket");
     let listener = UnixListener::bind(&path).unwrap();
-    let target = format!("unix:{}", path.display());
+    let target = format!("unix:{path}");
     let document = diagnosis(&target, SHORT);
-    std::fs::remove_file(&path).unwrap();
     let ours = (&document["listeners"][0]["address"], &document["listeners"][0]["sharing"]);
     assert_eq!(ours, (&Value::from(target), &Value::from("one")), "{document:#}");
     drop(listener);
@@ -377,10 +377,10 @@ fn watching_shows_the_workers_until_a_key_ends_it() {
 #[test]
 fn a_recording_that_was_saved_says_the_same_as_the_look() {
     let server = start("shared-accept", &["--workers", "2"]);
-    let path = std::env::temp_dir().join(format!("acceptlab-recording-{}", std::process::id()));
-    let shown = diagnosis(&server.addr.to_string(), &["--duration", "200ms", "--save", path.to_str().unwrap()]);
+    let folder = TempFolder::new("recording");
+    let path = folder.file("recording");
+    let shown = diagnosis(&server.addr.to_string(), &["--duration", "200ms", "--save", &path]);
     let recording = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    std::fs::remove_file(&path).unwrap();
     assert_eq!(serde_json::to_value(diagnose(&recording)).unwrap(), shown);
 }
 

@@ -4,7 +4,7 @@
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::inspect::{LAB, LONG, SHORT, diagnosis, refused, states};
 use crate::support::{
-    FOREVER, Needs, Ordinary, can_trace, copy_program, held, inconclusive, kind, raise_descriptor_limit, start,
+    FOREVER, Needs, Ordinary, TempFolder, can_trace, copy_program, held, inconclusive, kind, raise_descriptor_limit,
+    start,
 };
 
 const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
@@ -162,10 +163,10 @@ fn a_containers_first_process_and_its_second_are_looked_at_like_others() {
         until grep -q ready "$2"; do kill -0 $! || exit 8; done
         for target in 1 $!; do "$0" inspect $target --format json --duration 200ms; done
     "#;
-    let file = std::env::temp_dir().join(format!("acceptlab-container-{}", std::process::id()));
-    let words = [LAB, kind("prefork").path, file.to_str().unwrap()];
+    let folder = TempFolder::new("container");
+    let file = folder.file("said");
+    let words = [LAB, kind("prefork").path, &file];
     let Some(output) = in_namespaces(&CONTAINER, script, &words) else { return };
-    let _ = std::fs::remove_file(&file);
     let lines: Vec<Value> =
         said(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("a document")).collect();
     let pids = |document: &Value| -> Vec<i64> {
@@ -198,14 +199,13 @@ fn a_number_that_another_process_has_got_is_not_the_target_any_more() {
         kill -CONT $lab
         wait $lab
         kill -TERM $new && wait $new && echo served on
-        rm "$2.new"
     "#;
-    let file = std::env::temp_dir().join(format!("acceptlab-reused-{}", std::process::id()));
-    let words = [LAB, kind("event-driven").path, file.to_str().unwrap()];
+    let folder = TempFolder::new("reused");
+    let file = folder.file("said");
+    let words = [LAB, kind("event-driven").path, &file];
     let Some(output) = in_namespaces(&CONTAINER, script, &words) else {
         return;
     };
-    let _ = std::fs::remove_file(&file);
     if output.status.code() == Some(9) {
         return inconclusive(Needs::Kernel("ns_last_pid"), said(&output.stderr));
     }
@@ -224,10 +224,10 @@ fn an_address_of_one_link_is_found_by_the_name_of_its_interface() {
         port=$(sed 's/.*://' "$2")
         "$0" inspect "[fe80::1%lo]:$port" --format json --duration 200ms
     "#;
-    let file = std::env::temp_dir().join(format!("acceptlab-scope-{}", std::process::id()));
-    let words = [LAB, kind("event-driven").path, file.to_str().unwrap()];
+    let folder = TempFolder::new("scope");
+    let file = folder.file("said");
+    let words = [LAB, kind("event-driven").path, &file];
     let Some(output) = in_namespaces(&[&["--net"], &CONTAINER[..]].concat(), script, &words) else { return };
-    let _ = std::fs::remove_file(&file);
     if output.status.code() == Some(9) {
         return inconclusive(Needs::Kernel("IPv6"), said(&output.stderr));
     }
@@ -357,31 +357,20 @@ fn an_ordinary_user_is_told_that_the_kernel_does_not_count_for_him() {
 const EARLY: &str = "lab inspect ended before its window";
 
 /// A folder with copies of programs, in which a trial finds what it starts.
-struct Copies(PathBuf);
-
-impl Copies {
-    fn of(name: &str, programs: &[&str]) -> Copies {
-        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
-        std::fs::create_dir(&folder).unwrap();
-        for program in programs {
-            copy_program(program, &folder.join(Path::new(program).file_name().unwrap()));
-        }
-        Copies(folder)
+fn copies_of(programs: &[&str]) -> TempFolder {
+    let folder = TempFolder::new("copies");
+    for program in programs {
+        copy_program(program, &folder.path().join(Path::new(program).file_name().unwrap()));
     }
-}
-
-impl Drop for Copies {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    folder
 }
 
 #[test]
 fn a_trial_fails_when_the_look_has_ended_before_the_window() {
-    let copies = Copies::of("early", &[TRIAL, LOADGEN, kind("event-driven").path]);
+    let copies = copies_of(&[TRIAL, LOADGEN, kind("event-driven").path]);
     // It has looked as soon as it was started.
-    symlink("/bin/true", copies.0.join("lab")).unwrap();
-    let mut trial = Command::new(copies.0.join("trial"));
+    symlink("/bin/true", copies.file("lab")).unwrap();
+    let mut trial = Command::new(copies.file("trial"));
     let output = trial.args(["watched", "--of", "event-driven", "--pairs", "1", "--window", "200ms"]).output().unwrap();
     assert_eq!(said(&output.stderr), format!("trial: {EARLY}: the machine is too busy"));
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
@@ -390,10 +379,10 @@ fn a_trial_fails_when_the_look_has_ended_before_the_window() {
 #[test]
 fn a_trial_of_exact_counts_is_skipped_where_the_kernel_does_not_count() {
     let Some(trial) = Ordinary::new(TRIAL) else { return };
-    let copies = Copies::of("uncounted", &[LAB, LOADGEN, kind("event-driven").path]);
+    let copies = copies_of(&[LAB, LOADGEN, kind("event-driven").path]);
     let mut trial = trial.command();
     trial.args(["watched", "--of", "event-driven", "--exact", "--pairs", "1", "--window", "200ms", "--format", "json"]);
-    let output = trial.env("PATH", format!("{}:/usr/bin:/bin", copies.0.display())).output().unwrap();
+    let output = trial.env("PATH", format!("{}:/usr/bin:/bin", copies.path().display())).output().unwrap();
     if said(&output.stderr).contains(EARLY) {
         return inconclusive(Needs::QuietMachine, said(&output.stderr));
     }

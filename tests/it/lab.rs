@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cluster::has_node;
-use crate::support::{FOREVER, Needs, inconclusive};
+use crate::support::{FOREVER, Needs, TempFolder, inconclusive};
 use crate::timing::Machine;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
@@ -47,14 +47,16 @@ pub fn one_table(lines: &str) -> String {
 /// A folder with one lesson, as `lab --root` wants it; gone when dropped.
 pub struct Scratch {
     pub root: PathBuf,
+    _folder: TempFolder,
 }
 
 impl Scratch {
     pub fn new(name: &str, lesson: &str) -> Scratch {
-        let root = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
-        fs::create_dir_all(root.join("experiments")).unwrap();
+        let folder = TempFolder::new(name);
+        let root = folder.path().to_owned();
+        fs::create_dir(root.join("experiments")).unwrap();
         fs::write(root.join("experiments/01-lesson.md"), lesson).unwrap();
-        Scratch { root }
+        Scratch { root, _folder: folder }
     }
 
     pub fn lab(&self, arguments: &[&str]) -> Output {
@@ -107,12 +109,6 @@ impl Scratch {
         environments
             .filter_map(|path| fs::read(path).ok())
             .any(|bytes| bytes.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes()))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.root);
     }
 }
 
@@ -576,10 +572,9 @@ fn a_table_with_values_set_by_hand_is_shown_and_the_record_of_the_repository_sta
 #[test]
 fn the_lesson_beside_the_servers_to_start_from_can_be_measured() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/own-server");
-    let out = std::env::temp_dir().join(format!("acceptlab-own-server-out-{}", std::process::id()));
-    let run = ["run", "1", "--quick", "--tables", "--root", root.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let out = TempFolder::new("own-server");
+    let run = ["run", "1", "--quick", "--tables", "--root", root.to_str().unwrap(), "--out", &out.file("out")];
     let output = Command::new(LAB).args(run).output().unwrap();
-    let _ = fs::remove_dir_all(&out);
     let table = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{table}{}", String::from_utf8_lossy(&output.stderr));
     assert!(table.contains("prefork --workers 4"), "{table}");

@@ -1,7 +1,6 @@
 //! `lab watch` in a real terminal.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -11,35 +10,34 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{FOREVER, answer, connect, held, one_after_another, start};
+use crate::support::{FOREVER, TempFolder, answer, connect, held, one_after_another, start};
 use crate::terminal::Terminal;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
-/// A server whose scoreboard has a name; the name is gone when dropped.
+/// A server whose scoreboard has a name.
 struct Watched {
     server: Server,
     board: Board,
 }
 
-#[derive(Clone)]
-struct Board(PathBuf);
+struct Board(TempFolder);
 
 impl Board {
     fn new(name: &str) -> Board {
-        Board(std::env::temp_dir().join(format!("acceptlab-watch-{name}-{}", std::process::id())))
+        Board(TempFolder::new(name))
     }
 
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
+    fn path(&self) -> String {
+        self.0.file("board")
     }
 
     fn start(&self, flags: &[&str]) -> Server {
-        start("shared-accept", &[&["--scoreboard", self.path()], flags].concat())
+        start("shared-accept", &[&["--scoreboard", &self.path()], flags].concat())
     }
 
     fn watch(&self, flags: &[&str]) -> Output {
-        Command::new(LAB).arg("watch").args(flags).arg(&self.0).output().unwrap()
+        Command::new(LAB).arg("watch").args(flags).arg(self.path()).output().unwrap()
     }
 }
 
@@ -56,12 +54,6 @@ impl Watched {
             held(client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
             answer(&mut client);
         }
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.board.0);
     }
 }
 
@@ -158,7 +150,7 @@ fn a_scoreboard_that_is_cut_short_is_one_line_and_gives_the_terminal_back() {
     watch(&terminal, &watched.board, "--interval 100ms");
     terminal.shows(|screen| screen.contains("all 2 workers"));
     // Nobody connects, so the server does not touch what it has lost.
-    fs::OpenOptions::new().write(true).open(&watched.board.0).unwrap().set_len(8).unwrap();
+    fs::OpenOptions::new().write(true).open(watched.board.path()).unwrap().set_len(8).unwrap();
     let screen = terminal.shows(|screen| screen.contains("status 1"));
     // The line is longer than the terminal is wide, and may be broken at any blank.
     let told: String = screen.split_whitespace().collect();
@@ -218,7 +210,7 @@ fn what_cannot_be_watched_is_one_line_and_no_screen() {
     assert!(tell(watched.board.watch(&["--once"])).contains("has ended"));
 
     let odd = Watched { server: start("sync", &[]), board: Board::new("odd") };
-    let whole = fs::read(&watched.board.0).unwrap();
+    let whole = fs::read(watched.board.path()).unwrap();
     let mut other_version = whole.clone();
     other_version[8] += 1;
     for (content, told) in [
@@ -228,11 +220,11 @@ fn what_cannot_be_watched_is_one_line_and_no_screen() {
         (&[7; 4096], "not a scoreboard"),
         (&other_version, "another version"),
     ] {
-        fs::write(&odd.board.0, content).unwrap();
+        fs::write(odd.board.path(), content).unwrap();
         let line = tell(odd.board.watch(&["--once"]));
         assert!(line.contains(told), "{line}");
     }
-    fs::remove_file(&odd.board.0).unwrap();
+    fs::remove_file(odd.board.path()).unwrap();
     assert!(tell(odd.board.watch(&["--once"])).contains("no such file"));
     let wrong = Command::new(LAB).args(["watch", "--interval", "1ms", "x"]).stderr(Stdio::null()).status();
     assert_eq!(wrong.unwrap().code(), Some(2));

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::start;
+use crate::support::{TempFolder, start};
 use crate::terminal::Terminal;
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
@@ -75,14 +75,14 @@ fn rate_percentiles_send_delay_and_workers_are_seen_while_the_run_goes_on() {
 fn a_run_that_ends_by_itself_or_never_begins_leaves_the_shell_as_it_was() {
     let Some(terminal) = Terminal::open("live-ends") else { return };
     let server = start("event-driven", &[]);
-    let file = std::env::temp_dir().join(format!("acceptlab-live-{}.json", std::process::id()));
-    let load = format!("--connections 2 --rate 100 --requests 60 --format json > {}", file.display());
+    let folder = TempFolder::new("live");
+    let file = folder.file("report.json");
+    let load = format!("--connections 2 --rate 100 --requests 60 --format json > {file}");
     run(&terminal, &load, &server.addr.to_string());
     // The picture is not in the way of the report.
     let screen = terminal.shows(has_ended);
     assert!(screen.contains("status 0"), "{screen}");
     let report = std::fs::read(&file).unwrap();
-    let _ = std::fs::remove_file(&file);
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&report).unwrap()["requests"], 60);
     terminal.is_given_back();
     terminal.keys(&["clear", "Enter"]);

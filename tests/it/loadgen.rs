@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::generator::*;
-use crate::support::{Needs, inconclusive};
+use crate::support::{Needs, TempFolder, inconclusive};
 
 // ---- the book ---------------------------------------------------------------------------------------------
 
@@ -231,10 +231,11 @@ fn a_server_on_the_second_address_of_its_name_is_reached() {
         return a_server_on_the_second_address_of_its_name_is_reached();
     }
     let address = serve_on(listener, |_, stream| answer_all(stream));
-    let hosts = std::env::temp_dir().join(format!("acceptlab-hosts-{}", std::process::id()));
+    let folder = TempFolder::new("hosts");
+    let hosts = folder.file("hosts");
     std::fs::write(&hosts, "127.0.0.1 both.test\n::1 both.test\n").unwrap();
     // In a mount namespace of its own the machine's names are ours to write.
-    let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+    let script = format!("mount --bind {hosts} /etc/hosts && exec \"$@\"");
     let url = format!("http://both.test:{}/", address.port());
     let mut command = Command::new("unshare");
     command.args([
@@ -251,7 +252,6 @@ fn a_server_on_the_second_address_of_its_name_is_reached() {
         &url,
     ]);
     let output = command.output().unwrap();
-    std::fs::remove_file(&hosts).unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if err.contains("unshare failed") || err.contains("mount:") {
         return inconclusive(Needs::Privilege("root"), err);
@@ -595,10 +595,10 @@ fn the_text_report_has_the_trace_the_percentiles_and_a_bar_per_worker() {
 #[test]
 fn the_interval_log_holds_the_same_histograms() {
     let address = serve(|_, stream| answer_all(stream));
-    let path = std::env::temp_dir().join(format!("loadgen-{}.hlog", std::process::id()));
-    let report = run(&format!("--requests 200 --rate 2000 --connections 2 --hlog {}", path.display()), address);
+    let folder = TempFolder::new("hlog");
+    let path = folder.file("hlog");
+    let report = run(&format!("--requests 200 --rate 2000 --connections 2 --hlog {path}"), address);
     let bytes = std::fs::read(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
     let mut tags = Vec::new();
     for entry in IntervalLogIterator::new(&bytes) {
         let LogEntry::Interval(interval) = entry.unwrap() else { continue };

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::generator::*;
+use crate::support::TempFolder;
 
 #[test]
 fn a_session_has_a_connection_of_its_own_and_asks_k_times() {
@@ -112,9 +113,8 @@ fn a_source_address_that_is_not_ours_is_one_line_and_status_1() {
 
 #[test]
 fn a_server_on_a_unix_socket_is_reached() {
-    let folder = std::env::temp_dir().join(format!("acceptlab-unix-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("socket");
+    let folder = TempFolder::new("unix");
+    let path = folder.file("socket");
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
@@ -125,13 +125,13 @@ fn a_server_on_a_unix_socket_is_reached() {
         }
     });
     let flags = "--requests 20 --connections 2 --format json";
-    let url = format!("http://unix:{}:/", path.display());
+    let url = format!("http://unix:{path}:/");
     let report = report(&loadgen(flags, &url).output().unwrap());
     assert_eq!((report.requests, report.errors.total()), (20, 0));
-    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::remove_file(&path).unwrap();
     let (line, status) = failure("--requests 1 --connections 1", &url);
     assert_eq!(status, Some(1));
-    assert!(line.contains(&path.display().to_string()), "{line}");
+    assert!(line.contains(&path), "{line}");
 }
 
 #[test]
@@ -215,19 +215,17 @@ fn a_run_begins_at_the_moment_it_is_told() {
 
 #[test]
 fn a_full_backlog_of_a_unix_socket_is_asked_again_ever_more_rarely() {
-    let folder = std::env::temp_dir().join(format!("acceptlab-backlog-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("socket");
+    let folder = TempFolder::new("backlog");
+    let path = folder.file("socket");
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
     socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
     socket.listen(0).unwrap();
     let flags = "--connections 8 --duration 300ms --timeout 200ms --format json";
-    let url = format!("http://unix:{}:/", path.display());
+    let url = format!("http://unix:{path}:/");
     let report = report(&loadgen(flags, &url).output().unwrap());
     // A refusal each 10, 20, 40, … ms, not a hundred thousand.
     let refused = report.errors.connect["EAGAIN"];
     assert!((1..200).contains(&refused), "{refused}");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Reads a head and so many bytes of body.

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use acceptlab::report::{
@@ -13,7 +12,7 @@ use acceptlab::report::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Needs, inconclusive, start};
+use crate::support::{Needs, TempFolder, inconclusive, start};
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
@@ -100,17 +99,6 @@ fn measure(flags: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn scratch(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("loadgen-output-{}-{name}", std::process::id()))
-}
-
-/// The file's text; it is gone afterwards.
-fn take(path: &PathBuf) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    fs::remove_file(path).unwrap();
-    text
-}
-
 #[test]
 fn reports_of_all_kinds_of_load_hold_to_the_schema() {
     let schema = Schema::published("loadgen");
@@ -131,8 +119,8 @@ fn reports_of_all_kinds_of_load_hold_to_the_schema() {
 
 #[test]
 fn every_line_of_ndjson_holds_to_the_schema_and_together_they_are_the_report() {
-    let path = scratch("a.ndjson");
-    let file = path.display().to_string();
+    let folder = TempFolder::new("output");
+    let file = folder.file("a.ndjson");
     let report = measure(&[
         "--rate",
         "1000",
@@ -148,7 +136,7 @@ fn every_line_of_ndjson_holds_to_the_schema_and_together_they_are_the_report() {
         &file,
     ]);
     let schema = Schema::published("loadgen");
-    let text = take(&path);
+    let text = fs::read_to_string(&file).unwrap();
     let intervals: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     intervals.iter().for_each(|interval| schema.check("interval", interval));
     let count = |name: &str| intervals.iter().map(|interval| interval[name].as_u64().unwrap()).sum::<u64>();
@@ -288,17 +276,17 @@ fn a_document_that_breaks_the_schema_is_noticed() {
 
 #[test]
 fn csv_and_percentile_table_say_what_the_report_says() {
-    let (csv, hgrm) = (scratch("a.csv"), scratch("a.hgrm"));
-    let (csv_file, hgrm_file) = (csv.display().to_string(), hgrm.display().to_string());
-    let report = measure(&["--requests", "500", "--connections", "4", "--out", &csv_file, "--out", &hgrm_file]);
-    let csv = take(&csv);
+    let folder = TempFolder::new("output");
+    let (csv, hgrm) = (folder.file("a.csv"), folder.file("a.hgrm"));
+    let report = measure(&["--requests", "500", "--connections", "4", "--out", &csv, "--out", &hgrm]);
+    let csv = fs::read_to_string(csv).unwrap();
     for name in ["requests", "latency_us.p99", "workers.0.requests", "evenness.connections.dispersion"] {
         let value = name.split('.').fold(&report, |value, key| &value[key]);
         let line = csv.lines().find_map(|line| line.strip_prefix(&format!("{name},")));
         let told: f64 = line.unwrap_or_else(|| panic!("{name} is not in\n{csv}")).parse().unwrap();
         assert!((told - value.as_f64().unwrap()).abs() <= 1e-9 * told.abs(), "{name}");
     }
-    let hgrm = take(&hgrm);
+    let hgrm = fs::read_to_string(hgrm).unwrap();
     let max_ms = report["latency_us"]["max"].as_f64().unwrap() / 1e3;
     let footer = format!("#[Max     = {max_ms:12.3}, Total count    = {:12}]", 500);
     assert!(hgrm.contains(&footer), "{footer} is not in\n{hgrm}");
@@ -306,14 +294,12 @@ fn csv_and_percentile_table_say_what_the_report_says() {
 
 #[test]
 fn a_full_disk_costs_the_file_and_not_the_report() {
-    let folder = std::env::temp_dir().join(format!("acceptlab-full-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = TempFolder::new("full");
     for (flag, name) in
         [("--hlog", "hlog"), ("--out", "a.hgrm"), ("--out", "a.csv"), ("--out", "a.json"), ("--out", "a.ndjson")]
     {
-        let full = folder.join(name);
-        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
-        let full = full.to_str().unwrap();
+        let full = &folder.file(name);
+        std::os::unix::fs::symlink("/dev/full", full).unwrap();
         let server = start("reuseport", &["--workers", "1"]);
         let output = Command::new(LOADGEN)
             .args(["--format", "json", "--connections", "1", "--requests", "20", flag, full])
@@ -336,7 +322,6 @@ fn a_full_disk_costs_the_file_and_not_the_report() {
         assert!(line.starts_with(&format!("loadgen: create {nowhere}: ")), "{line}");
         assert_eq!((line.lines().count(), output.status.code()), (1, Some(1)), "{name}");
     }
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Prints tag, count and 99th percentile of every interval.
@@ -355,11 +340,10 @@ fn the_standard_python_reader_finds_all_five_distributions_in_an_hlog() {
     if !python(&["-c", "import hdrh.log"]).is_ok_and(|output| output.status.success()) {
         return inconclusive(Needs::Tool("python3"), "its package hdrhistogram is not installed");
     }
-    let path = scratch("hlog");
-    let file = path.display().to_string();
+    let folder = TempFolder::new("output");
+    let file = folder.file("hlog");
     let report = measure(&["--requests", "400", "--rate", "2000", "--connections", "3", "--hlog", &file]);
     let output = python(&["-c", PYTHON_READER, &file]).unwrap();
-    fs::remove_file(&path).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let expected = [

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use acceptlab::report::{IntervalReport, LoadReport};
 
 use crate::generator::{OK, loadgen, read_request, reset, run, serve, url};
+use crate::support::TempFolder;
 
 /// Answers so many requests on each connection, and closes instead of answering the next.
 fn close_instead_after(answers: u64) -> SocketAddr {
@@ -153,7 +154,8 @@ fn ten_thousand_lost_requests_are_named_and_the_rest_counted() {
 
 #[test]
 fn intervals_tell_how_many_were_sent_again() {
-    let path = std::env::temp_dir().join(format!("loadgen-retry-{}.ndjson", std::process::id()));
+    let folder = TempFolder::new("retry");
+    let path = folder.file("a.ndjson");
     let address = close_instead_after(3);
     let output = loadgen("--retry --connections 1 --requests 10 --format json --interval 10ms", &url(address))
         .arg("--out")
@@ -162,7 +164,6 @@ fn intervals_tell_how_many_were_sent_again() {
         .unwrap();
     let report = crate::generator::report(&output);
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
     let intervals = text.lines().map(|line| serde_json::from_str::<IntervalReport>(line).unwrap());
     assert_eq!((report.retried, intervals.map(|interval| interval.retried).sum::<u64>()), (3, 3));
 }

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
-use crate::support::{FOREVER, Needs, copy_program, inconclusive, start};
+use crate::support::{FOREVER, Needs, TempFolder, copy_program, inconclusive, start};
 use crate::timing::Machine;
 
 fn loadgen(flags: &str, address: Option<SocketAddr>) -> Command {
@@ -352,16 +352,14 @@ fn calibration_shows_what_this_client_can_do() {
 
 #[test]
 fn calibration_names_the_program_that_it_needs_and_does_not_find() {
-    let folder = std::env::temp_dir().join(format!("acceptlab-calibrate-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let alone = folder.join("loadgen");
+    let folder = TempFolder::new("calibrate");
+    let alone = folder.path().join("loadgen");
     copy_program(env!("CARGO_BIN_EXE_loadgen"), &alone);
     let output = std::process::Command::new(&alone).arg("calibrate").output().unwrap();
     let line = String::from_utf8(output.stderr).unwrap();
-    let expected = format!("loadgen: start {}/null-server: no such file", folder.display());
+    let expected = format!("loadgen: start {}/null-server: no such file", folder.path().display());
     assert!(line.starts_with(&expected) && line.ends_with("beside loadgen\n"), "{line}");
     assert_eq!((line.lines().count(), output.status.code()), (1, Some(1)));
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

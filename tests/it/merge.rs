@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use acceptlab::evenness;
@@ -16,35 +16,14 @@ use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::support::{Needs, inconclusive, kind, start};
+use crate::support::{Needs, TempFolder, inconclusive, kind, start};
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
-/// A folder that goes when the test ends, however it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Three clients of one server, as if from three machines that began at the same moment: 1.json to 3.json with their
 /// .hlog. How late they really were is up to the machine the test runs on, so it is written over.
-fn three_parts(name: &str) -> Folder {
-    let folder = Folder::new(name);
+fn three_parts(name: &str) -> TempFolder {
+    let folder = TempFolder::new(name);
     let server = start("reuseport", &["--workers", "4"]);
     for part in 1..=3 {
         let output = Command::new(LOADGEN)
@@ -67,19 +46,19 @@ fn three_parts(name: &str) -> Folder {
     folder
 }
 
-fn read(path: &Path) -> LoadReport {
+fn read(path: impl AsRef<Path>) -> LoadReport {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-fn edit(folder: &Folder, part: u64, change: impl Fn(&mut LoadReport)) {
+fn edit(folder: &TempFolder, part: u64, change: impl Fn(&mut LoadReport)) {
     let path = folder.file(&format!("{part}.json"));
     let mut report = read(&path);
     change(&mut report);
     fs::write(path, serde_json::to_vec(&report).unwrap()).unwrap();
 }
 
-fn merge(folder: &Folder, files: &[&str], flags: &[&str]) -> Output {
-    Command::new(LOADGEN).arg("merge").args(flags).args(files).current_dir(&folder.0).output().unwrap()
+fn merge(folder: &TempFolder, files: &[&str], flags: &[&str]) -> Output {
+    Command::new(LOADGEN).arg("merge").args(flags).args(files).current_dir(folder.path()).output().unwrap()
 }
 
 fn histograms(path: &Path) -> BTreeMap<String, Histogram<u64>> {
@@ -99,8 +78,8 @@ fn histograms(path: &Path) -> BTreeMap<String, Histogram<u64>> {
 /// Every count, bucket and book of `sum` is what its parts have together.
 fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
     let file = |name: &str, kind: &str| folder.join(format!("{name}.{kind}"));
-    let reports: Vec<LoadReport> = parts.iter().map(|part| read(&file(part, "json"))).collect();
-    let merged = read(&file(sum, "json"));
+    let reports: Vec<LoadReport> = parts.iter().map(|part| read(file(part, "json"))).collect();
+    let merged = read(file(sum, "json"));
     let total = |count: fn(&LoadReport) -> u64| reports.iter().map(count).sum::<u64>();
 
     let counts: [fn(&LoadReport) -> u64; 10] = [
@@ -170,12 +149,12 @@ fn a_sum_equals_its_parts_to_the_last_bucket_and_can_be_part_of_another() {
     let output = merge(&folder, &["1.json", "2.json", "3.json"], &["--format", "json", "--hlog", "sum.hlog"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     fs::write(folder.file("sum.json"), output.stdout).unwrap();
-    assert_is_sum(&folder.0, &["1", "2", "3"], "sum");
+    assert_is_sum(folder.path(), &["1", "2", "3"], "sum");
 
     let output = merge(&folder, &["1.json", "2.json"], &["--format", "json", "--hlog", "pair.hlog"]);
     fs::write(folder.file("pair.json"), output.stdout).unwrap();
     let output = merge(&folder, &["pair.json", "3.json"], &["--format", "json"]);
-    let (once, twice) = (read(&folder.file("sum.json")), serde_json::from_slice::<LoadReport>(&output.stdout));
+    let (once, twice) = (read(folder.file("sum.json")), serde_json::from_slice::<LoadReport>(&output.stdout));
     let twice = twice.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!((twice.latency_us, twice.workers), (once.latency_us, once.workers));
     assert_eq!(twice.run.unwrap().merged_from, Some(3));
@@ -389,7 +368,7 @@ impl Drop for TwoMachines {
 }
 
 /// Keys that exist for this test alone, an sshd that accepts them, and an ssh that offers them to two names.
-fn prepare_ssh(folder: &Folder) -> Result<(), String> {
+fn prepare_ssh(folder: &TempFolder) -> Result<(), String> {
     for key in ["host", "user"] {
         let output = Command::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-f"])
@@ -398,7 +377,7 @@ fn prepare_ssh(folder: &Folder) -> Result<(), String> {
             .map_err(|error| format!("ssh-keygen: {error}"))?;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    let at = folder.0.display();
+    let at = folder.path().display();
     let host_key = fs::read_to_string(folder.file("host.pub")).unwrap();
     fs::write(folder.file("known"), format!("{SSHD} {host_key}")).unwrap();
     let sshd = format!(
@@ -440,7 +419,7 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
             return inconclusive(Needs::Tool(program), "not installed");
         }
     }
-    let folder = Folder::new("many-clients");
+    let folder = TempFolder::new("many-clients");
     let mut machines = match TwoMachines::new() {
         Ok(machines) => machines,
         Err(why) => return inconclusive(Needs::Privilege("CAP_NET_ADMIN"), why),
@@ -460,11 +439,12 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
     book.read_line(&mut ready).unwrap();
     assert_eq!(ready.trim(), format!("ready {SERVER}:8080"));
 
-    let out = folder.file("out");
+    let out = folder.path().join("out");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/many_clients.sh");
-    let config = folder.file("ssh_config").display().to_string();
+    let config = folder.file("ssh_config");
     let output = TwoMachines::command(&machines.clients, script)
-        .args([&folder.file("hosts"), &out])
+        .arg(folder.file("hosts"))
+        .arg(&out)
         .args(["--rate", "300", "--arrivals", "poisson", "--requests-per-connection", "1"])
         .args(["--connections", "8", "--duration", "1s", &format!("http://{SERVER}:8080/")])
         .env("LOADGEN", LOADGEN)
@@ -490,7 +470,7 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
     let mut document = String::new();
     book.read_to_string(&mut document).unwrap();
     let book: ServerReport = serde_json::from_str(&document).unwrap();
-    let sum = read(&out.join("sum.json"));
+    let sum = read(out.join("sum.json"));
     assert_eq!(sum.errors.total(), 0, "{:?}", sum.errors);
     let accepted: BTreeMap<_, _> = book.workers.iter().map(|worker| (worker.id.to_string(), worker.accepted)).collect();
     let seen: BTreeMap<_, _> = sum.workers.iter().map(|(id, share)| (id.clone(), share.connections)).collect();

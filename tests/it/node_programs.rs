@@ -2,7 +2,6 @@
 //! tests are inconclusive.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, has_node};
-use crate::support::{FOREVER, answer, connect, held, load};
+use crate::support::{FOREVER, TempFolder, answer, connect, held, load};
 
 /// Both masters, with two workers each.
 const MASTERS: [&str; 2] = ["node", "cluster"];
@@ -76,30 +75,22 @@ fn await_successor(master: &str, server: &Server, worker: usize, pid: i32) {
 }
 
 /// A file of our own, which need not exist.
-struct Source {
-    path: PathBuf,
-}
+struct Source(TempFolder);
 
 impl Source {
     fn new(name: &str) -> Source {
-        Source { path: std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())) }
+        Source(TempFolder::new(name))
     }
 
-    fn path(&self) -> &str {
-        self.path.to_str().unwrap()
+    fn path(&self) -> String {
+        self.0.file("source")
     }
 
     /// Writes the time, all at once.
     fn renew(&self) -> String {
-        let (value, fresh) = (monotonic_ns().to_string(), self.path.with_extension("fresh"));
-        fs::write(&fresh, &value).and_then(|()| fs::rename(&fresh, &self.path)).unwrap();
+        let (value, fresh) = (monotonic_ns().to_string(), self.0.file("fresh"));
+        fs::write(&fresh, &value).and_then(|()| fs::rename(&fresh, self.path())).unwrap();
         value
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -157,8 +148,8 @@ fn the_pids_of_nodes_workers_are_in_the_scoreboard() {
         return;
     }
     let board = Source::new("node-board");
-    let server = start("node", "node-cluster.js", &["--scoreboard", board.path()]);
-    let scoreboard = Scoreboard::open(&board.path).unwrap();
+    let server = start("node", "node-cluster.js", &["--scoreboard", &board.path()]);
+    let scoreboard = Scoreboard::open(board.path().as_ref()).unwrap();
     let (worker, pid, _) = ask(&server);
     assert_eq!((scoreboard.rows(), scoreboard.pid()), (2, server.pid()));
     assert_eq!(scoreboard.row(worker).get(Count::Pid), pid as u64);
@@ -167,7 +158,7 @@ fn the_pids_of_nodes_workers_are_in_the_scoreboard() {
 
 /// New values heard of, as a running cluster has counted them.
 fn updates(control: &Source) -> f64 {
-    let ctl = ["ctl", "--control", control.path(), "--format", "json", "status"];
+    let ctl = ["ctl", "--control", &control.path(), "--format", "json", "status"];
     let output = Command::new(CLUSTER).args(ctl).output().expect("cargo has built it");
     let status: Value = serde_json::from_slice(&output.stdout).expect("the status is JSON");
     status["restart_counts"]["counts"]["updates"].as_f64().unwrap_or(0.0)
@@ -179,13 +170,14 @@ fn a_new_value_reaches_workers_that_poll_and_workers_that_are_notified() {
         return;
     }
     let (source, control) = (Source::new("state"), Source::new("state-control"));
-    let master = [CLUSTER, "--workers", "2", "--control", control.path()];
+    let (path, socket) = (source.path(), control.path());
+    let master = [CLUSTER, "--workers", "2", "--control", &socket];
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/state.js");
-    let poll = [file, "--file", source.path(), "--poll", "5ms"];
+    let poll = [file, "--file", &path, "--poll", "5ms"];
     for command in [
         [&["node"], &poll[..]].concat(),
         [&master[..], &["--", "node"], &poll].concat(),
-        [&master[..], &["--notify", source.path(), "--", "node", file]].concat(),
+        [&master[..], &["--notify", &path, "--", "node", file]].concat(),
     ] {
         let command: Vec<String> = command.into_iter().map(String::from).collect();
         let mut server = held(Program::new(&command).start(&[]));

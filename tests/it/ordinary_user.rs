@@ -1,14 +1,13 @@
 //! Everything but what says so runs as an ordinary user: root drops to one to see it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use acceptlab::lab::check::client::GET;
 use acceptlab::lab::check::server::NotReady;
 
 use crate::lab::LESSON;
-use crate::support::{Needs, Ordinary, SERVERS, connect, held, inconclusive, kind};
+use crate::support::{Needs, Ordinary, SERVERS, TempFolder, connect, copy_program, held, inconclusive, kind};
 
 /// Flags of the strategies that differ in what they ask of the kernel.
 const STRATEGIES: [(&str, &[&str]); 12] = [
@@ -69,25 +68,15 @@ fn what_needs_a_privilege_says_which_in_one_line() {
 const SETTING: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 
 /// The lab, a server and the client in a folder that an ordinary user can reach, and a lesson with a kernel setting.
-struct Installed(PathBuf);
-
-impl Installed {
-    fn new() -> Installed {
-        let folder = std::env::temp_dir().join(format!("acceptlab-own-network-{}", std::process::id()));
-        let lesson = LESSON.replace("columns", "sysctl = { \"net.ipv4.tcp_migrate_req\" = \"1\" }\ncolumns");
-        fs::create_dir_all(folder.join("experiments")).expect("room for a folder");
-        fs::write(folder.join("experiments/01-lesson.md"), lesson).expect("room for a lesson");
-        let programs = [env!("CARGO_BIN_EXE_lab"), env!("CARGO_BIN_EXE_loadgen"), kind("sync").path];
-        let installed = Command::new("install").args(["-m", "755"]).args(programs).arg(&folder).status();
-        assert!(installed.is_ok_and(|status| status.success()), "no room in {}", folder.display());
-        Installed(folder)
+fn installed() -> TempFolder {
+    let folder = TempFolder::new("own-network");
+    let lesson = LESSON.replace("columns", "sysctl = { \"net.ipv4.tcp_migrate_req\" = \"1\" }\ncolumns");
+    fs::create_dir(folder.file("experiments")).expect("room for a folder");
+    fs::write(folder.file("experiments/01-lesson.md"), lesson).expect("room for a lesson");
+    for program in [env!("CARGO_BIN_EXE_lab"), env!("CARGO_BIN_EXE_loadgen"), kind("sync").path] {
+        copy_program(program, folder.path());
     }
-}
-
-impl Drop for Installed {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    folder
 }
 
 #[test]
@@ -96,10 +85,10 @@ fn a_setting_of_the_network_is_made_in_a_network_of_ones_own_or_the_line_says_wh
         return inconclusive(Needs::Kernel("net.ipv4.tcp_migrate_req"), "not there");
     }
     let Some(env) = Ordinary::new("/usr/bin/env") else { return };
-    let (installed, before) = (Installed::new(), fs::read_to_string(SETTING).expect("readable"));
-    let lab = installed.0.join("lab");
+    let (installed, before) = (installed(), fs::read_to_string(SETTING).expect("readable"));
+    let lab = installed.file("lab");
     let output =
-        env.command().arg(lab).arg("--root").arg(&installed.0).args(["verify", "1"]).output().expect("env runs");
+        env.command().arg(lab).arg("--root").arg(installed.path()).args(["verify", "1"]).output().expect("env runs");
     let line = String::from_utf8_lossy(&output.stdout).into_owned();
     let is_refused = line.contains("needs CAP_NET_ADMIN, or a user namespace: ");
     assert!(line.starts_with("ok ") || is_refused, "{line}{}", String::from_utf8_lossy(&output.stderr));

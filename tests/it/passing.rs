@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::dispatch::{Stopped, accepted, await_answers, stop};
 use crate::support::{
-    FOREVER, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, said_with, start,
+    FOREVER, TempFolder, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, said_with, start,
 };
 
 #[test]
@@ -94,11 +94,12 @@ fn connections_that_are_ready_together_travel_together() {
 #[test]
 fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
     for connections in ["1", "64"] {
-        let log = std::env::temp_dir().join(format!("acceptlab-strace-{connections}-{}", std::process::id()));
+        let folder = TempFolder::new("strace");
+        let log = folder.file("log");
         // As a detached grandchild: the server is our child, and has its signals.
         let strace = ["strace", "-D", "-f", "-qq", "-e", "trace=sendmsg,recvmsg,close,close_range", "-o"];
         let mut command: Vec<String> = strace.iter().map(|&word| word.to_owned()).collect();
-        command.extend([log.display().to_string(), kind("master-dispatch").path.to_owned()]);
+        command.extend([log.clone(), kind("master-dispatch").path.to_owned()]);
         if !can_trace() {
             return;
         }
@@ -110,7 +111,6 @@ fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
         let after = std::fs::read_to_string(&log).unwrap().split_off(before);
         let master = server.pid().to_string();
         let report = stop(&mut server);
-        let _ = std::fs::remove_file(&log);
         let count = |is_master: bool, calls: &[&str]| {
             let lines = after.lines().filter_map(|line| line.split_once(' '));
             let ours = lines.filter(|(pid, _)| (*pid == master) == is_master);

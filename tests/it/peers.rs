@@ -12,7 +12,7 @@ use crate::support::{FOREVER, ask_together, held, raise_descriptor_limit, start,
 /// Where each connection goes to a worker by chance, the spread is four or less once in seven times.
 #[test]
 fn connections_that_stay_are_spread_evenly_because_some_are_passed_on() {
-    let mut watched = Watched::start("peers", "even", &["--workers", "4"]);
+    let mut watched = Watched::start("peers", &["--workers", "4"]);
     let clients: Vec<(Client, usize)> = (0..64).map(|_| watched.hold()).collect();
     assert!(spread(&watched.active()) <= 4, "{:?}", watched.active());
     drop(clients);
@@ -31,8 +31,8 @@ fn a_worker_without_peers_serves_everything() {
 }
 
 /// Two workers, of which the second hangs; the first has so many connections open, and more to accept.
-fn with_a_hung_peer(test: &str, clients: usize, until_active: u64) -> (Watched, Stopped, Vec<Client>) {
-    let watched = Watched::start("peers", test, &["--workers", "2"]);
+fn with_a_hung_peer(clients: usize, until_active: u64) -> (Watched, Stopped, Vec<Client>) {
+    let watched = Watched::start("peers", &["--workers", "2"]);
     let hung = Stopped::new(watched.board.row(1).get(Count::Pid) as i32);
     let clients = ask_together(&watched.server, clients);
     let is_there = poll_until(FOREVER, || (watched.active()[0] >= until_active).then_some(()));
@@ -43,7 +43,7 @@ fn with_a_hung_peer(test: &str, clients: usize, until_active: u64) -> (Watched, 
 /// What was passed counts as open there, although nobody has taken it.
 #[test]
 fn a_hung_worker_is_passed_connections_until_it_has_as_many_as_the_other() {
-    let (watched, hung, mut waiting) = with_a_hung_peer("hung", 100, 10);
+    let (watched, hung, mut waiting) = with_a_hung_peer(100, 10);
     let before = watched.active()[0];
     let passed = watched.active()[1];
     let after = watched.active()[0];
@@ -54,7 +54,7 @@ fn a_hung_worker_is_passed_connections_until_it_has_as_many_as_the_other() {
 
 #[test]
 fn what_waits_in_the_inbox_of_a_hung_worker_is_answered_when_the_server_stops() {
-    let (mut watched, hung, mut clients) = with_a_hung_peer("stopped", 100, 10);
+    let (mut watched, hung, mut clients) = with_a_hung_peer(100, 10);
     watched.server.signal(Signal::SIGTERM);
     drop(hung);
     // What is in the accept queues is not accepted any more.
@@ -69,7 +69,7 @@ fn what_waits_in_the_inbox_of_a_hung_worker_is_answered_when_the_server_stops() 
 #[test]
 fn what_a_full_inbox_does_not_take_the_worker_that_accepted_serves() {
     raise_descriptor_limit();
-    let (watched, hung, mut waiting) = with_a_hung_peer("full", 600, 150);
+    let (watched, hung, mut waiting) = with_a_hung_peer(600, 150);
     let passed = watched.active()[1];
     assert!((20..150).contains(&passed), "an inbox takes {passed}");
     drop(hung);
@@ -91,7 +91,7 @@ fn workers_without_descriptors_lose_nothing_that_was_passed_to_them() {
 /// It has none open: whoever compares would always choose it.
 #[test]
 fn a_killed_peer_is_passed_nothing() {
-    let watched = Watched::start("peers", "killed", &["--workers", "2"]);
+    let watched = Watched::start("peers", &["--workers", "2"]);
     let victim = Process::find(watched.board.row(1).get(Count::Pid) as i32).expect("it runs");
     victim.kill();
     assert!(poll_until(FOREVER, || (!victim.is_alive()).then_some(())).is_some());

@@ -15,30 +15,27 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{FOREVER, Ordinary, held};
+use crate::support::{FOREVER, Ordinary, TempFolder, held};
 
 const PM: &str = env!("CARGO_BIN_EXE_pm");
 
 /// A process manager with a folder of its own. It ends with the test, however that ends.
 pub struct Manager {
-    folder: PathBuf,
+    folder: TempFolder,
 }
 
 impl Manager {
     pub fn new(name: &str) -> Manager {
-        let folder = std::env::temp_dir().join(format!("acceptlab-pm-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        Manager { folder }
+        Manager { folder: TempFolder::new(&format!("pm-{name}")) }
     }
 
     pub fn home(&self) -> PathBuf {
-        self.folder.join("home")
+        self.folder.path().join("home")
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PM);
-        command.args(args).env("PM_HOME", self.home()).current_dir(&self.folder).stdin(Stdio::null());
+        command.args(args).env("PM_HOME", self.home()).current_dir(self.folder.path()).stdin(Stdio::null());
         command
     }
 
@@ -65,9 +62,9 @@ impl Manager {
 
     /// A script in the manager's folder.
     pub fn script(&self, name: &str, text: &str) -> String {
-        let path = self.folder.join(name);
+        let path = self.folder.file(name);
         fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
+        path
     }
 
     #[track_caller]
@@ -129,7 +126,6 @@ impl Manager {
 impl Drop for Manager {
     fn drop(&mut self) {
         let _ = self.run(&["kill"]);
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -619,10 +615,10 @@ fn a_process_that_says_when_it_is_ready_is_awaited_and_one_that_never_does_fails
 #[test]
 fn a_process_is_restarted_when_a_file_changes_and_when_its_time_comes() {
     let pm = Manager::new("watch");
-    fs::create_dir(pm.folder.join("app")).unwrap();
+    let folder = pm.folder.file("app");
+    fs::create_dir(&folder).unwrap();
     let script = pm.script("app/watched.sh", "exec sleep 1000\n");
-    let folder = pm.folder.join("app");
-    pm.done(&["start", &script, "--watch", "--cwd", folder.to_str().unwrap()]);
+    pm.done(&["start", &script, "--watch", "--cwd", &folder]);
     let pid = pm.pid("watched");
     pm.script("app/changed.txt", "new");
     pm.await_successor("watched", pid);
@@ -664,9 +660,9 @@ fn logs_are_shown_flushed_and_opened_anew() {
     let pm = Manager::new("logs");
     let script = pm
         .script("talk.sh", "echo said\necho complained >&2\nread -r line < \"$1\"\necho \"$line\"\nexec sleep 1000\n");
-    let fifo = pm.folder.join("go");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    pm.done(&["start", &script, "--", fifo.to_str().unwrap()]);
+    let fifo = pm.folder.file("go");
+    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pm.done(&["start", &script, "--", &fifo]);
     pm.await_log("talk-out-0.log", "said");
     pm.await_log("talk-error-0.log", "complained");
     let shown = pm.done(&["logs", "talk", "--nostream"]);

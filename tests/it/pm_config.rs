@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::inconclusive::{Needs, inconclusive};
 use crate::pm::Manager;
+use crate::support::TempFolder;
 
 fn ecosystem(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/ecosystem").join(file)
@@ -31,15 +32,14 @@ fn read(file: &str, env_name: Option<&str>) -> Configuration {
     config::read(&ecosystem(file), env_name, &Map::new()).unwrap()
 }
 
-/// A folder of its own, with these files; it is removed with the value.
-struct ConfigurationFolder(PathBuf);
+/// A folder with these files.
+struct ConfigurationFolder(TempFolder);
 
 impl ConfigurationFolder {
     fn with(name: &str, files: &[(&str, &str)]) -> ConfigurationFolder {
-        let folder = std::env::temp_dir().join(format!("acceptlab-config-{}-{name}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        files.iter().for_each(|(file, text)| fs::write(folder.join(file), text).unwrap());
-        ConfigurationFolder(folder.canonicalize().unwrap())
+        let folder = TempFolder::new(name);
+        files.iter().for_each(|(file, text)| fs::write(folder.file(file), text).unwrap());
+        ConfigurationFolder(folder)
     }
 
     fn read(&self, file: &str) -> Result<Vec<AppConfig>, String> {
@@ -47,13 +47,7 @@ impl ConfigurationFolder {
     }
 
     fn read_with(&self, file: &str, over: Map<String, Value>) -> Result<Configuration, String> {
-        config::read(&self.0.join(file), None, &over).map_err(String::from)
-    }
-}
-
-impl Drop for ConfigurationFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        config::read(&self.0.path().join(file), None, &over).map_err(String::from)
     }
 }
 
@@ -62,7 +56,7 @@ fn app(name: &str, keys: Value) -> Result<AppConfig, String> {
     let mut keys = keys;
     keys.as_object_mut().unwrap().entry("script").or_insert("app.js".into());
     let folder = ConfigurationFolder::with(name, &[("apps.json", &json!({"apps": [keys]}).to_string())]);
-    let apps = folder.read("apps.json").map_err(|line| line.replace(&folder.0.display().to_string(), ""));
+    let apps = folder.read("apps.json").map_err(|line| line.replace(&folder.0.path().display().to_string(), ""));
     apps.map(|mut apps| apps.remove(0))
 }
 
@@ -231,7 +225,7 @@ fn an_error_in_a_file_that_the_configuration_loads_names_that_file() {
         [("ecosystem.config.js", "module.exports = require('./apps');\n"), ("apps.js", "\n\nmodule.exports = [;\n")];
     let folder = ConfigurationFolder::with("loads", &files);
     let line = folder.read("ecosystem.config.js").unwrap_err();
-    assert!(line.starts_with(&format!("{}/apps.js:3: SyntaxError", folder.0.display())), "{line}");
+    assert!(line.starts_with(&format!("{}/apps.js:3: SyntaxError", folder.0.path().display())), "{line}");
 }
 
 #[test]
@@ -246,7 +240,7 @@ fn a_file_that_never_ends_is_given_up_and_what_it_has_started_ends_too() {
     );
     for file in ["a.config.js", "b.config.mjs"] {
         let begun = Instant::now();
-        let line = evaluate("node", &folder.0.join(file), Duration::from_millis(700)).unwrap_err().to_string();
+        let line = evaluate("node", &folder.0.path().join(file), Duration::from_millis(700)).unwrap_err().to_string();
         assert!(line.contains(file) && line.contains("has not evaluated it within 700ms"), "{line}");
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     }
@@ -272,7 +266,8 @@ fn without_node_only_javascript_is_refused() {
         "no-node",
         &[("a.config.js", "module.exports = [];\n"), ("a.yaml", "script: app.js\n")],
     );
-    let line = evaluate("no-such-node", &folder.0.join("a.config.js"), Duration::from_secs(9)).unwrap_err().to_string();
+    let line =
+        evaluate("no-such-node", &folder.0.path().join("a.config.js"), Duration::from_secs(9)).unwrap_err().to_string();
     assert!(line.contains("there is no no-such-node") && line.contains("JSON, YAML or TOML does not"), "{line}");
     assert_eq!(folder.read("a.yaml").unwrap()[0].name, "app");
 }
@@ -290,10 +285,10 @@ fn json_yaml_and_toml_say_the_same() {
     let folder = ConfigurationFolder::with("formats", &files);
     let expected = AppConfig {
         name: "a".into(),
-        script: folder.0.join("a.sh"),
+        script: folder.0.path().join("a.sh"),
         interpreter: Some("bash".into()),
         args: vec!["x".into(), "1".into()],
-        cwd: folder.0.clone(),
+        cwd: folder.0.path().to_owned(),
         env: variables(&[("A", "1")]),
         ..AppConfig::default()
     };
@@ -406,7 +401,7 @@ fn keys_from_the_command_line_count_more_than_the_files_whatever_name_the_file_u
     let configuration = folder.read_with("a.json", over.as_object().unwrap().clone()).unwrap();
     let app = &configuration.apps[0];
     assert_eq!((app.out_file.as_deref(), app.instances), (Some(Path::new("/tmp/b.log")), 4));
-    assert_eq!((app.max_restarts, &app.watch), (3, &vec![folder.0.clone()]));
+    assert_eq!((app.max_restarts, &app.watch), (3, &vec![folder.0.path().to_owned()]));
     assert_eq!((configuration.warnings.len(), app.unknown.len()), (0, 0));
 }
 

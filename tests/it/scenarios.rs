@@ -18,6 +18,7 @@ use acceptlab::phased_loop::args::{DEFAULT_THREADS, PoolArgs};
 use acceptlab::phased_loop::scenario::{CallbackLine, Scenario, ScenarioArgs, run, run_file};
 
 use crate::cluster::has_node;
+use crate::support::TempFolder;
 
 /// The phase and the id of each callback, in the order in which they ran.
 type Order = Vec<(Phase, String)>;
@@ -55,21 +56,6 @@ fn parse(text: &str) -> Scenario {
     Scenario::parse(text.as_bytes()).expect(text)
 }
 
-/// A folder of this test, which is gone with the value.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        Folder(std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 // ---- random scenarios ---------------------------------------------------------------------------------------
 
 /// Where a process is held up for some milliseconds, a timer is due too early for the rest; and two timers that started
@@ -100,12 +86,12 @@ fn a_thousand_random_scenarios_run_in_nodes_order() {
         return;
     }
     let count = std::env::var("ACCEPTLAB_SCENARIOS").map_or(1000, |count| count.parse().expect("a number"));
-    let folder = Folder::new("scenarios");
+    let folder = TempFolder::new("scenarios");
     let mut differing: Vec<u64> = (0..count).collect();
     let mut last = Vec::new();
     for nth in 0..LOOKS {
         println!("look {nth}: {} scenarios", differing.len());
-        let looked = look(&differing, 2 << nth.min(6), if nth == 0 { 6 } else { 2 }, &folder.0);
+        let looked = look(&differing, 2 << nth.min(6), if nth == 0 { 6 } else { 2 }, folder.path());
         last = differing.into_iter().zip(looked).filter(|(_, (ours, theirs))| ours != theirs).collect();
         differing = last.iter().map(|(seed, _)| *seed).collect();
         if differing.is_empty() {
@@ -146,9 +132,9 @@ fn runs_in_order(name: &str, steps: &str, expected: &str) {
     let order = order(&scenario);
     assert_eq!(ids(&order), expected, "{name}");
     if has_node() {
-        let folder = Folder::new(name);
+        let folder = TempFolder::new(name);
         // Two timers that start together may be due in two turns, see LOOKS.
-        let found = (0..LOOKS).any(|_| node::main_order(&scenario, &folder.0) == order);
+        let found = (0..LOOKS).any(|_| node::main_order(&scenario, folder.path()) == order);
         assert!(found, "Node runs {name} in another order");
     }
 }
@@ -289,7 +275,7 @@ fn a_repeated_timer_runs_until_it_is_cleared_on_node_as_here() {
     // A process that is held up repeats it less often.
     assert!((1..=10).contains(&repeats(&order(&scenario))));
     if has_node() {
-        assert!((1..=10).contains(&repeats(&node::main_order(&scenario, &Folder::new("repeat").0))));
+        assert!((1..=10).contains(&repeats(&node::main_order(&scenario, TempFolder::new("repeat").path()))));
     }
 }
 
@@ -300,7 +286,7 @@ fn of_many_timers_the_last_to_run_is_reported_on_node_as_here() {
     );
     assert_eq!(ids(&order(&scenario)), "one last");
     if has_node() {
-        assert_eq!(ids(&node::main_order(&scenario, &Folder::new("many-timers").0)), "one last");
+        assert_eq!(ids(&node::main_order(&scenario, TempFolder::new("many-timers").path())), "one last");
     }
 }
 
@@ -341,9 +327,9 @@ fn the_other_examples_run_in_nodes_order() {
     for name in ["after-a-read", "between-callbacks", "timer-from-an-immediate", "what-runs-first"] {
         let file = format!("{}/experiments/scenarios/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let scenario = parse(&std::fs::read_to_string(file).unwrap());
-        let folder = Folder::new(name);
+        let folder = TempFolder::new(name);
         // A process that is held up may run a timer too early for the rest, see LOOKS.
-        let is_same = (0..LOOKS).any(|_| node::main_order(&scenario, &folder.0) == order(&scenario));
+        let is_same = (0..LOOKS).any(|_| node::main_order(&scenario, folder.path()) == order(&scenario));
         assert!(is_same, "{name}");
     }
 }
@@ -381,9 +367,8 @@ fn the_program_prints_a_line_of_json_for_each_callback() {
 
 #[test]
 fn a_scenarios_loop_has_as_many_helper_threads_as_it_is_given() {
-    let folder = Folder::new("scenario-pool");
-    std::fs::create_dir_all(&folder.0).unwrap();
-    let file = folder.0.join("waits.json");
+    let folder = TempFolder::new("scenario-pool");
+    let file = folder.path().join("waits.json");
     let text = r#"{"steps": [{"readFile": {"id": "file", "then": [{"timer": {"id": "t", "after": "1h"}}]}}]}"#;
     std::fs::write(&file, text).unwrap();
     let mut child = Command::new(EVENT_LOOP)
@@ -402,10 +387,9 @@ fn a_scenarios_loop_has_as_many_helper_threads_as_it_is_given() {
 
 #[test]
 fn the_program_runs_a_scenario_in_the_order_in_which_the_library_does() {
-    let folder = Folder::new("scenario-files");
-    std::fs::create_dir_all(&folder.0).unwrap();
+    let folder = TempFolder::new("scenario-files");
     for seed in 0..20 {
-        let file = folder.0.join(format!("{seed}.json"));
+        let file = folder.path().join(format!("{seed}.json"));
         // A process that is held up may run a timer too early for the rest, see LOOKS.
         let is_same = (0..LOOKS).any(|nth| {
             let scenario = generate::scenario(seed, 2 << nth.min(6));
@@ -447,14 +431,11 @@ fn the_program_says_in_one_line_why_it_gives_a_scenario_up_and_exits_with_1() {
 
 /// What is said of a scenario file with this text.
 fn refusal(text: &str, args: ScenarioArgs) -> String {
-    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let file = std::env::temp_dir().join(format!("acceptlab-scenario-{}-{number}.json", std::process::id()));
+    let folder = TempFolder::new("scenario");
+    let file = folder.file("scenario.json");
     std::fs::write(&file, text).unwrap();
-    let outcome = run_file(&ScenarioArgs { file: file.clone(), ..args }, |_| Ok(()));
-    std::fs::remove_file(&file).unwrap();
-    let line = outcome.expect_err(text).to_string();
-    line.replace(&file.display().to_string(), "FILE")
+    let outcome = run_file(&ScenarioArgs { file: file.clone().into(), ..args }, |_| Ok(()));
+    outcome.expect_err(text).to_string().replace(&file, "FILE")
 }
 
 #[test]

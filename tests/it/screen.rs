@@ -16,7 +16,7 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, ttyname};
 
-use crate::support::start;
+use crate::support::{TempFolder, start};
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
@@ -90,19 +90,19 @@ fn loadgen(server: &Server, pty: &Pty) -> Child {
 /// A server and `lab watch` in front of it.
 struct Watch {
     _server: Server,
-    board: String,
+    _folder: TempFolder,
     lab: Child,
 }
 
 impl Watch {
     fn start(name: &str, pty: &Pty) -> Watch {
-        let board = format!("acceptlab-screen-{name}-{}", std::process::id());
-        let board = std::env::temp_dir().join(board).to_str().unwrap().to_string();
+        let folder = TempFolder::new(name);
+        let board = folder.file("board");
         let server = start("shared-accept", &["--workers", "3", "--scoreboard", &board]);
         let mut lab = Command::new(LAB);
         lab.args(["watch", "--interval", "50ms", &board]);
         let lab = lab.stdin(pty.end()).stdout(pty.end()).stderr(pty.end()).spawn().unwrap();
-        Watch { _server: server, board, lab }
+        Watch { _server: server, _folder: folder, lab }
     }
 }
 
@@ -110,7 +110,6 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let _ = self.lab.kill();
         let _ = self.lab.wait();
-        let _ = std::fs::remove_file(&self.board);
     }
 }
 

@@ -2,7 +2,6 @@
 //! privilege is called.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ use nix::unistd::Pid;
 use crate::contract::all_keep_the_contract;
 use crate::endings::ends_under_load;
 use crate::support::{
-    FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, kind, one_after_another, said_with, start,
+    FOREVER, Needs, Ordinary, TempFolder, answer, connect, held, inconclusive, kind, one_after_another, said_with,
+    start,
 };
 
 /// As anybody may run them.
@@ -167,9 +167,10 @@ fn clients_on_one_cpu_meet_the_worker_that_is_pinned_there() {
 
 #[test]
 fn long_lived_connections_are_levelled_by_least_loaded() {
-    let file = BoardFile::new("levelled");
-    let Some(server) = four("least-loaded", &["--scoreboard", file.0.to_str().unwrap()]) else { return };
-    let board = Scoreboard::open(&file.0).expect("the server has made it");
+    let folder = TempFolder::new("levelled");
+    let file = folder.file("board");
+    let Some(server) = four("least-loaded", &["--scoreboard", &file]) else { return };
+    let board = Scoreboard::open(file.as_ref()).expect("the server has made it");
     let active = || (0..4).map(|id| board.row(id).get(Count::Active)).collect::<Vec<_>>();
     let open = || {
         let mut client = connect(&server);
@@ -195,9 +196,10 @@ fn long_lived_connections_are_levelled_by_least_loaded() {
 /// It is not silent for long enough to be noticed; it is only sent less than the others, because it finishes nothing.
 #[test]
 fn a_hung_worker_keeps_few_connections_under_least_loaded_and_loses_none() {
-    let file = BoardFile::new("hung-least-loaded");
-    let Some(server) = four("least-loaded", &["--scoreboard", file.0.to_str().unwrap()]) else { return };
-    let board = Scoreboard::open(&file.0).expect("the server has made it");
+    let folder = TempFolder::new("hung");
+    let file = folder.file("board");
+    let Some(server) = four("least-loaded", &["--scoreboard", &file]) else { return };
+    let board = Scoreboard::open(file.as_ref()).expect("the server has made it");
     let others_are_idle = || [0, 2, 3].iter().all(|&id| board.row(id).get(Count::Active) == 0).then_some(());
     let hung = pids(&server)[&1];
     tell(hung, Signal::SIGSTOP);
@@ -399,19 +401,4 @@ fn sigterm_under_load_answers_what_was_read_with_every_selector() {
 fn every_selector_keeps_the_contract() {
     let others: Vec<_> = available().filter(|select| *select != "hash").map(|select| ["--select", select]).collect();
     all_keep_the_contract("reuseport", &others);
-}
-
-/// A file for a scoreboard, gone when the test is.
-struct BoardFile(PathBuf);
-
-impl BoardFile {
-    fn new(name: &str) -> BoardFile {
-        BoardFile(std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())))
-    }
-}
-
-impl Drop for BoardFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }

@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
-use crate::support::{FOREVER, Needs, Ordinary, copy_program, inconclusive, kind, load, start, temp_folder};
+use crate::support::{FOREVER, Needs, Ordinary, TempFolder, copy_program, inconclusive, kind, load, start};
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
@@ -547,7 +547,7 @@ fn a_command_that_cannot_be_steered_is_ended_and_that_is_said() {
 
 #[test]
 fn its_own_file_may_be_replaced_before_the_watchdog_is_started() {
-    let folder = temp_folder();
+    let folder = TempFolder::new("steer");
     let copy = folder.path().join("lab");
     copy_program(LAB, &copy);
     let script = format!("rm {}; exec {} --workers 2 --listen 127.0.0.1:0", copy.display(), kind("reuseport").path);
@@ -605,7 +605,7 @@ fn what_is_missing_is_one_line_with_the_way_out() {
     let said = refused(&[&datagrams.local_addr().unwrap().to_string()]);
     assert!(said.contains("nobody listens") && said.contains("UDP"), "{said}");
 
-    let folder = temp_folder();
+    let folder = TempFolder::new("steer");
     let path = folder.path().join("socket");
     let _unix = UnixListener::bind(&path).unwrap();
     let said = refused(&[&format!("unix:{}", path.display())]);

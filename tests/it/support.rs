@@ -4,7 +4,7 @@
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -151,10 +151,25 @@ pub fn load(addr: SocketAddr, flags: &[&str]) -> LoadReport {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}; loadgen said: {stderr}"))
 }
 
-/// A folder of its own, which every user may enter; it is removed with all that is in it when it is dropped.
-pub fn temp_folder() -> TempDir {
-    let mode = Permissions::from_mode(0o755);
-    tempfile::Builder::new().prefix("acceptlab-").permissions(mode).tempdir().expect("there is room for a folder")
+/// A folder of a test, which every user may enter. It goes with all that is in it when it is dropped.
+pub struct TempFolder(TempDir);
+
+impl TempFolder {
+    /// Two may have the same name, which only tells what they are for.
+    pub fn new(name: &str) -> TempFolder {
+        let (prefix, mode) = (format!("acceptlab-{name}-"), Permissions::from_mode(0o755));
+        let folder = tempfile::Builder::new().prefix(&prefix).permissions(mode).tempdir();
+        TempFolder(folder.expect("there is room for a folder"))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The path of a file in it, which need not be there, as a command line has it.
+    pub fn file(&self, name: &str) -> String {
+        self.path().join(name).to_str().expect("the folder for temporary files has a name in UTF-8").to_owned()
+    }
 }
 
 /// Not fs::copy: a child that another test forks meanwhile would have our copy open for writing until it execs, and
@@ -168,7 +183,7 @@ pub fn copy_program(program: &str, to: &Path) {
 /// as nobody in particular. He may not be able to reach the folder cargo builds in, so he has a copy.
 pub struct Ordinary {
     command: Vec<String>,
-    copy: Option<PathBuf>,
+    _copy: Option<TempFolder>,
 }
 
 impl Ordinary {
@@ -176,17 +191,15 @@ impl Ordinary {
     #[track_caller]
     pub fn new(program: &str) -> Option<Ordinary> {
         if !geteuid().is_root() {
-            return Some(Ordinary { command: vec![program.into()], copy: None });
+            return Some(Ordinary { command: vec![program.into()], _copy: None });
         }
-        // Several tests want one at the same time, and one test several.
-        let (thread, file) = (std::thread::current().id(), Path::new(program).file_name().unwrap_or_default());
-        let name = format!("acceptlab-ordinary-{}-{thread:?}-{}", std::process::id(), file.display());
-        let copy = std::env::temp_dir().join(name);
+        let folder = TempFolder::new("ordinary");
+        let copy = folder.path().join(Path::new(program).file_name().unwrap_or_default());
         copy_program(program, &copy);
         // 65534, whom everybody calls nobody, is who `ports` takes for another user.
         let drop_to = "setpriv --reuid=65533 --regid=65533 --clear-groups --inh-caps=-all --bounding-set=-all";
         let command: Vec<String> = drop_to.split(' ').map(String::from).chain([copy.display().to_string()]).collect();
-        let ordinary = Ordinary { command, copy: Some(copy) };
+        let ordinary = Ordinary { command, _copy: Some(folder) };
         match ordinary.command().arg("--version").output() {
             Ok(output) if output.status.success() => Some(ordinary),
             Ok(output) => {
@@ -209,14 +222,6 @@ impl Ordinary {
     /// As a server.
     pub fn program(&self) -> Program {
         Program::new(&self.command)
-    }
-}
-
-impl Drop for Ordinary {
-    fn drop(&mut self) {
-        if let Some(copy) = &self.copy {
-            let _ = std::fs::remove_file(copy);
-        }
     }
 }
 

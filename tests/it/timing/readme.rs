@@ -1,8 +1,7 @@
 //! README's examples: what a stranger types first prints what README shows.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{bar, judged};
-use crate::support::{Needs, SERVERS, inconclusive};
+use crate::support::{Needs, SERVERS, TempFolder, inconclusive};
 
 const README: &str = include_str!("../../../README.md");
 
@@ -27,7 +26,7 @@ fn blocks(language: &str) -> Vec<&'static str> {
 
 /// A shell session in a folder of its own, on ports of its own.
 struct Session {
-    folder: PathBuf,
+    folder: TempFolder,
     port: u16,
     variables: Vec<(String, String)>,
     background: Option<Child>,
@@ -35,8 +34,7 @@ struct Session {
 
 impl Session {
     fn new(name: &str) -> Session {
-        let folder = std::env::temp_dir().join(format!("acceptlab-readme-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = TempFolder::new(name);
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         Session { folder, port, variables: Vec::new(), background: None }
@@ -54,7 +52,7 @@ impl Session {
         words
             .join(" ")
             .replace(":8080", &format!(":{}", self.port))
-            .replace("/tmp", self.folder.to_str().unwrap())
+            .replace("/tmp", self.folder.path().to_str().unwrap())
             // Last: the repository may be under /tmp.
             .replace("target/release", programs().to_str().unwrap())
     }
@@ -69,7 +67,7 @@ impl Session {
         }
         let in_foreground = command.trim_end_matches(" &");
         let mut shell = Command::new("sh");
-        shell.current_dir(&self.folder).envs(self.variables.iter().cloned()).env("COLUMNS", "100");
+        shell.current_dir(self.folder.path()).envs(self.variables.iter().cloned()).env("COLUMNS", "100");
         if in_foreground == command {
             let output = shell.args(["-c", &format!("{command} 2>&1")]).output().unwrap();
             return String::from_utf8_lossy(&output.stdout).into_owned();
@@ -89,7 +87,6 @@ impl Drop for Session {
             let _ = child.stdout.take().unwrap().read_to_end(&mut Vec::new());
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

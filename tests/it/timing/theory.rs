@@ -23,7 +23,7 @@ use nix::unistd::gettid;
 use socket2::{Domain, Socket, Type};
 
 use super::{alone, together};
-use crate::support::{FOREVER, Needs, inconclusive, raise_descriptor_limit};
+use crate::support::{FOREVER, Needs, TempFolder, inconclusive, raise_descriptor_limit};
 
 const S: f64 = 1e9;
 const ATTEMPTS: u32 = 3;
@@ -450,8 +450,9 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
 #[test]
 fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
     let _alone = alone();
-    let file = std::env::temp_dir().join(format!("acceptlab-replay-it-{}", std::process::id()));
-    let flags = format!("--arrivals replay:{} --connections 4 --threads 2", file.display());
+    let folder = TempFolder::new("replay");
+    let file = folder.file("times");
+    let flags = format!("--arrivals replay:{file} --connections 4 --threads 2");
     let (listener, address) = listen();
     let server = serve(listener, 5, |_| {});
     std::fs::write(&file, "# five\n0\n\n0.1 # two at once\n0.1\n0.25\n0.4\n").unwrap();
@@ -468,7 +469,6 @@ fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
     let url = format!("http://{address}/");
     let loadgen = || Command::new(env!("CARGO_BIN_EXE_loadgen"));
     let output = loadgen().args(flags.split_whitespace()).arg(&url).output().unwrap();
-    std::fs::remove_file(&file).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
     assert!(stderr.contains("line 3: 0.3 is earlier than the time before it"), "{stderr}");
