@@ -404,34 +404,22 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
-    struct BoardFile(std::path::PathBuf);
-
-    impl BoardFile {
-        fn new(name: &str) -> BoardFile {
-            BoardFile(std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())))
-        }
-    }
-
-    impl Drop for BoardFile {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-
     #[test]
     fn a_scoreboard_has_its_blocks_before_anybody_counts() {
-        let file = BoardFile::new("blocks");
-        let board = Scoreboard::create("test", 1000, Some(&file.0)).unwrap();
-        let metadata = std::fs::metadata(&file.0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("board");
+        let board = Scoreboard::create("test", 1000, Some(&file)).unwrap();
+        let metadata = std::fs::metadata(&file).unwrap();
         assert_eq!(metadata.len(), board.bytes());
         assert!(512 * metadata.blocks() >= board.bytes(), "{} blocks", metadata.blocks());
     }
 
     #[test]
     fn rows_are_added_where_there_is_room_and_readers_see_them() {
-        let file = BoardFile::new("rows");
-        let (board, _inherited) = Scoreboard::create_shared("test", 2, 4, Some(&file.0)).unwrap();
-        let reader = Scoreboard::open(&file.0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("board");
+        let (board, _inherited) = Scoreboard::create_shared("test", 2, 4, Some(&file)).unwrap();
+        let reader = Scoreboard::open(&file).unwrap();
         assert_eq!((board.rows(), reader.rows()), (2, 2));
         board.set_rows(4);
         board.row(3).add(Count::Requests, 7);

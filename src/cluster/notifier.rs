@@ -114,13 +114,6 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir(&folder).unwrap();
-        folder
-    }
-
     /// As if the next look were due.
     #[track_caller]
     fn changes_to(notifier: &mut Notifier, value: &str) {
@@ -130,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_change_is_seen_once_whether_reported_or_read() {
-        let folder = folder("notifier");
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
         let path = folder.join("value");
         for every in [None, Some(Duration::from_millis(1))] {
             let _ = fs::remove_file(&path);
@@ -143,12 +137,12 @@ mod tests {
             fs::write(&path, "2").unwrap();
             changes_to(&mut notifier, "2");
         }
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_file_that_is_replaced_with_its_folder_or_its_links_is_seen() {
-        let folder = folder("notifier-replaced");
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
         let version = |name: &str, value: &str| {
             fs::create_dir(folder.join(name)).unwrap();
             fs::write(folder.join(name).join("c"), value).unwrap();
@@ -179,6 +173,5 @@ mod tests {
         assert!(notifier.has_changed(notifier.next_ns) && notifier.value.as_deref().is_none());
         version("other", "6");
         changes_to(&mut notifier, "6");
-        fs::remove_dir_all(folder).unwrap();
     }
 }

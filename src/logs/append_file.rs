@@ -252,7 +252,8 @@ mod tests {
 
     #[test]
     fn a_fifo_without_a_reader_blocks_nothing_and_its_reader_gets_whole_lines_and_the_loss_is_counted() {
-        let path = std::env::temp_dir().join(format!("acceptlab-log-fifo-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut file = AppendFile::new(&path, None);
         let line = [&[b'x'; 999][..], b"\n"].concat();
@@ -269,6 +270,5 @@ mod tests {
         let lines = taken[..length + more].split_inclusive(|&byte| byte == b'\n');
         assert!(lines.clone().all(|taken| taken == line));
         assert_eq!(lines.count() as u64, 201 - file.all_lost());
-        fs::remove_file(path).unwrap();
     }
 }

@@ -216,9 +216,9 @@ mod tests {
 
     #[test]
     fn the_starter_is_told_under_a_path_and_under_an_abstract_name() {
-        let path = env::temp_dir().join(format!("acceptlab-notify-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
         let name = format!("acceptlab-notify-{}", std::process::id());
-        let _ = fs::remove_file(&path);
         let abstract_address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
         for (starter, address) in [
             (UnixDatagram::bind(&path).unwrap(), path.display().to_string()),

@@ -246,20 +246,19 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::process::Command;
 
+    use tempfile::TempDir;
+
     const S: u64 = 1_000_000_000;
 
-    struct Folder(PathBuf);
+    struct Folder(TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Folder {
-            let folder = std::env::temp_dir().join(format!("acceptlab-watch-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&folder);
-            fs::create_dir(&folder).unwrap();
-            Folder(folder)
+        fn new() -> Folder {
+            Folder(tempfile::tempdir().unwrap())
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.0.join(name)
+            self.0.path().join(name)
         }
 
         fn write(&self, name: &str) {
@@ -271,7 +270,7 @@ mod tests {
             Watcher::new(AppConfig {
                 watch: roots.iter().map(|root| self.path(root)).collect(),
                 ignore_watch: ignore.iter().map(|&glob| glob.to_owned()).collect(),
-                cwd: self.0.clone(),
+                cwd: self.0.path().to_owned(),
                 ..AppConfig::default()
             })
             .unwrap()
@@ -282,21 +281,15 @@ mod tests {
         fn expect(&self, watcher: &mut Watcher, expected: &[&str]) {
             assert_eq!(watcher.changed(S), None, "a burst is not over at once");
             let paths = watcher.changed(2 * S).unwrap_or_default();
-            let names = paths.iter().map(|path| path.strip_prefix(&self.0).unwrap().to_str().unwrap());
+            let names = paths.iter().map(|path| path.strip_prefix(self.0.path()).unwrap().to_str().unwrap());
             assert_eq!(names.collect::<Vec<_>>(), expected);
             assert_eq!(watcher.changed(3 * S), None, "it is reported once");
         }
     }
 
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn writing_creating_renaming_and_deleting_is_seen_and_reading_is_not() {
-        let folder = Folder::new("seen");
+        let folder = Folder::new();
         ["app/a.js", "app/lib/b.js", "app/lib/c.js", "elsewhere"].iter().for_each(|name| folder.write(name));
         let mut watcher = folder.watcher(&["app"], &[]);
         fs::read(folder.path("app/a.js")).unwrap();
@@ -312,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_new_folder_is_watched_with_all_that_is_in_it_until_it_goes() {
-        let folder = Folder::new("folders");
+        let folder = Folder::new();
         folder.write("app/a.js");
         let mut watcher = folder.watcher(&["app"], &[]);
         folder.write("app/new/deep/x.js");
@@ -331,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_is_ignored_is_not_seen_and_ignored_folders_are_not_entered() {
-        let folder = Folder::new("ignored");
+        let folder = Folder::new();
         for name in ["app/.git/x", "app/node_modules/x", "app/tmp/x", "app/lib/x", "app/public/a/x"] {
             folder.write(name);
         }
@@ -353,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_over_after_the_delay_and_one_without_end_is_reported_all_the_same() {
-        let folder = Folder::new("burst");
+        let folder = Folder::new();
         folder.write("app/a.js");
         let mut watcher = folder.watcher(&["app"], &[]);
         watcher.config.watch_delay = Duration::from_secs(1);
@@ -373,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_links_on_the_way_to_what_is_watched_may_lead_elsewhere() {
-        let folder = Folder::new("links");
+        let folder = Folder::new();
         folder.write("releases/1/src/a.js");
         folder.write("releases/2/src/a.js");
         symlink("releases/1", folder.path("current")).unwrap();
@@ -396,7 +389,7 @@ mod tests {
 
     #[test]
     fn one_file_is_watched_whoever_replaces_it() {
-        let folder = Folder::new("file");
+        let folder = Folder::new();
         ["app/.env", "app/other"].iter().for_each(|name| folder.write(name));
         let mut watcher = folder.watcher(&["app/.env"], &[]);
         folder.write("app/other");
@@ -430,7 +423,7 @@ mod tests {
             }
             return;
         }
-        let folder = Folder::new("limit");
+        let folder = Folder::new();
         (0..40).for_each(|number| folder.write(&format!("app/{number}/x")));
         let mut watcher = folder.watcher(&["app"], &[]);
         let problems = watcher.take_problems();

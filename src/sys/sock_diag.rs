@@ -417,11 +417,11 @@ mod tests {
 
     #[test]
     fn a_unix_socket_has_a_name_a_queue_and_a_peer() {
-        let path = std::env::temp_dir().join(format!("acceptlab-sock-diag-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let _client = UnixStream::connect(&path).unwrap();
         let all = unix_sockets().unwrap();
-        std::fs::remove_file(&path).unwrap();
         let ours = all.iter().find(|socket| socket.name == path.to_str().unwrap() && socket.state == LISTEN);
         assert_eq!(ours.expect("it listens").received, 1, "{ours:?}");
         let (one, _other) = UnixStream::pair().unwrap();

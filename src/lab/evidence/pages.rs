@@ -227,23 +227,6 @@ mod tests {
     use super::*;
     use crate::lab::evidence::lesson::tests::{experiment, record};
 
-    /// A folder that is gone when dropped.
-    struct TempFolder(PathBuf);
-
-    impl TempFolder {
-        fn new(name: &str) -> TempFolder {
-            let folder = std::env::temp_dir().join(format!("acceptlab-pages-{name}-{}", std::process::id()));
-            fs::create_dir_all(&folder).unwrap();
-            TempFolder(folder)
-        }
-    }
-
-    impl Drop for TempFolder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     fn page(planned: usize) -> String {
         let records = [record(planned)];
         render(&Lesson::of(&experiment(), &records), true)
@@ -261,13 +244,14 @@ mod tests {
 
     #[test]
     fn a_tampered_page_is_found_and_written_again_and_a_page_of_no_lesson_is_removed() {
-        let scratch = TempFolder::new("tampered");
-        let place = OutputFolder::new(&scratch.0, Some(&scratch.0));
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = folder.path();
+        let place = OutputFolder::new(scratch, Some(scratch));
         let pages = place.pages(&[experiment()], &[record(1)]);
         assert_eq!(place.differences(&pages).len(), 2);
         place.write(&pages).unwrap();
         assert_eq!(place.differences(&pages), Vec::<String>::new());
-        let (path, stranger) = (scratch.0.join("results/02-keep-alive.md"), scratch.0.join("results/00-old.md"));
+        let (path, stranger) = (scratch.join("results/02-keep-alive.md"), scratch.join("results/00-old.md"));
         fs::write(&path, pages[1].text.replace("| 90 |", "| 99 |")).unwrap();
         fs::write(&stranger, "").unwrap();
         let found = place.differences(&pages).join("\n");
@@ -279,9 +263,10 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_written_is_one_line() {
-        let scratch = TempFolder::new("file");
-        fs::write(scratch.0.join("results"), "").unwrap();
-        let error = OutputFolder::new(&scratch.0, Some(&scratch.0)).write(&[]).unwrap_err();
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = folder.path();
+        fs::write(scratch.join("results"), "").unwrap();
+        let error = OutputFolder::new(scratch, Some(scratch)).write(&[]).unwrap_err();
         assert!(error.starts_with("create ") && error.lines().count() == 1, "{error}");
     }
 }

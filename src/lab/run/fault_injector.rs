@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn a_written_file_holds_the_time_until_it_is_removed() {
-        let path = std::env::temp_dir().join(format!("acceptlab-write-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("time");
         let before = monotonic_ns();
         write_time(&path).unwrap();
         let written: u64 = fs::read_to_string(&path).unwrap().trim().parse().unwrap();

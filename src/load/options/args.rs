@@ -559,7 +559,8 @@ mod tests {
 
     #[test]
     fn a_replay_is_read_and_ends_the_run_and_a_bad_one_is_named() {
-        let file = std::env::temp_dir().join(format!("acceptlab-replay-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("times");
         let plan = |text: &str, more: &str| {
             std::fs::write(&file, text).unwrap();
             parse(&format!("--arrivals replay:{} {more}", file.display())).unwrap().plan()

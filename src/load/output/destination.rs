@@ -87,29 +87,31 @@ mod tests {
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
+    use tempfile::TempDir;
 
     use super::*;
 
-    fn pipe(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
+    /// In a folder of its own.
+    fn pipe() -> (TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-        path
+        (folder, path)
     }
 
     #[test]
     fn a_pipe_that_nobody_reads_costs_its_content_and_no_time() {
-        let path = pipe("unread");
+        let (_folder, path) = pipe();
         let mut destination = Destination::create(&path).unwrap();
         let kib = [b'x'; 1024];
         (0..2000).for_each(|_| destination.write(&kib));
         let line = destination.finish().unwrap_err();
         assert!(line.ends_with(": it is not read: 975 parts and 1049600 bytes are missing"), "{line}");
-        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn a_reader_that_comes_late_gets_all_that_was_kept_for_it() {
-        let path = pipe("late");
+        let (_folder, path) = pipe();
         let mut destination = Destination::create(&path).unwrap();
         destination.write(b"early\n");
         let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
@@ -118,13 +120,12 @@ mod tests {
         let mut text = String::new();
         reader.unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "early\nlate\n");
-        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn a_reader_that_stalls_or_goes_costs_what_it_does_not_take() {
         for goes in [false, true] {
-            let path = pipe(if goes { "gone" } else { "stalled" });
+            let (_folder, path) = pipe();
             let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
             let mut destination = Destination::create(&path).unwrap();
             destination.write(&[b'x'; 100_000]);
@@ -137,7 +138,6 @@ mod tests {
             };
             assert!(line.ends_with(expected), "{line}");
             drop(reader);
-            std::fs::remove_file(path).unwrap();
         }
     }
 }

@@ -279,21 +279,19 @@ mod tests {
 
     use nix::fcntl::OFlag;
     use nix::unistd::pipe2;
+    use tempfile::TempDir;
 
     use crate::logs::lines::{GOES_ON, LONGEST_LINE, LogStream};
 
-    struct Logs(PathBuf);
+    struct Logs(TempDir);
 
     impl Logs {
-        fn new(name: &str) -> Logs {
-            let folder = std::env::temp_dir().join(format!("acceptlab-follow-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&folder);
-            fs::create_dir(&folder).unwrap();
-            Logs(folder)
+        fn new() -> Logs {
+            Logs(tempfile::tempdir().unwrap())
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.0.join(name)
+            self.0.path().join(name)
         }
 
         fn add(&self, name: &str, text: &str) {
@@ -338,12 +336,6 @@ mod tests {
         }
     }
 
-    impl Drop for Logs {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     /// Raw, as JSON, or neither.
     fn args(shown_as: &str) -> LogsArgs {
         let (targets, lines, timestamp) = (Vec::new(), 15, None);
@@ -363,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_found_backwards_whatever_their_length() {
-        let logs = Logs::new("last");
+        let logs = Logs::new();
         let long = "x".repeat(BLOCK);
         for text in ["", "a", "a\n", "\n", "a\nb", "a\nb\n\n", &format!("a\n{long}\nb\n{long}{long}\n"), &long] {
             fs::write(logs.path("log"), text).unwrap();
@@ -378,7 +370,7 @@ mod tests {
 
     #[test]
     fn lines_are_shown_behind_number_and_name_or_raw_or_as_json() {
-        let logs = Logs::new("shown");
+        let logs = Logs::new();
         logs.add("api-out", "one\ntwo\nhalf");
         logs.add("longer-error.json", "{\"message\":\"three\"}\n");
         let files = [logs.file("api-out", 0), logs.file("longer-error.json", 12), logs.file("missing-out", 3)];
@@ -400,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_line_is_shown_when_it_is_whole_and_a_giant_one_in_pieces() {
-        let logs = Logs::new("giant");
+        let logs = Logs::new();
         logs.add("api", "half");
         let (mut reader, out) = logs.reader("api");
         assert_eq!(logs.shown(), "");
@@ -417,7 +409,7 @@ mod tests {
 
     #[test]
     fn no_line_is_lost_or_shown_twice_however_often_the_log_was_rotated_between_two_looks() {
-        let logs = Logs::new("rotated");
+        let logs = Logs::new();
         logs.add("api", "earlier\n");
         logs.rotate("api");
         logs.add("api", "0\n");
@@ -454,7 +446,7 @@ mod tests {
 
     #[test]
     fn new_lines_of_several_files_come_with_their_time_across_rotation_truncation_and_first_creation() {
-        let logs = Logs::new("follows");
+        let logs = Logs::new();
         logs.add("api-out", "before\n");
         let files = vec![logs.file("api-out", 0), logs.file("web-out", 1), logs.file("late/x", 2)];
         let with_time = LogsArgs { timestamp: Some("[T]".to_owned()), ..args("named") };
@@ -485,7 +477,7 @@ mod tests {
 
     #[test]
     fn it_ends_quietly_when_its_reader_is_gone_though_nothing_is_written() {
-        let logs = Logs::new("gone");
+        let logs = Logs::new();
         logs.add("api", "line\n");
         let (mut lines, follower) = follow_in_thread(vec![logs.file("api", 0)], args("raw"));
         assert_eq!(lines.next().as_deref(), Some("line"));
@@ -495,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error_and_a_fifo_is_not_read() {
-        let logs = Logs::new("full");
+        let logs = Logs::new();
         logs.add("api", "line\n");
         let full = File::options().write(true).open("/dev/full").unwrap();
         let outcome = follow(&[logs.file("api", 0)], &args("raw"), &full, None);

@@ -176,29 +176,21 @@ mod tests {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::stat::Mode;
     use nix::unistd::{mkfifo, pipe2, write};
+    use tempfile::TempDir;
 
-    struct Folder(PathBuf);
+    struct Folder(TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Folder {
-            let folder = std::env::temp_dir().join(format!("acceptlab-writer-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&folder);
-            fs::create_dir(&folder).unwrap();
-            Folder(folder)
+        fn new() -> Folder {
+            Folder(tempfile::tempdir().unwrap())
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.0.join(name)
+            self.0.path().join(name)
         }
 
         fn read(&self, name: &str) -> String {
             fs::read_to_string(self.path(name)).unwrap()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -231,7 +223,7 @@ mod tests {
 
     #[test]
     fn lines_of_many_processes_in_one_file_stay_whole_and_in_order() {
-        let folder = Folder::new("merged");
+        let folder = Folder::new();
         let (mut files, path) = (LogFiles::default(), folder.path("new/folder/all.log"));
         let mut outputs: Vec<_> = (0..10).map(|_| output(&mut files, &path, None)).collect();
         // Each line in two halves, and between them those of the others.
@@ -255,7 +247,7 @@ mod tests {
 
     #[test]
     fn rotated_files_have_whole_lines_within_the_limit_and_together_the_last_of_them_in_order() {
-        let folder = Folder::new("rotated");
+        let folder = Folder::new();
         let (mut files, path) = (LogFiles::default(), folder.path("api.log"));
         let rotation = Some(Rotation { largest: 1000, kept: 3 });
         let mut outputs: Vec<_> = (0..2).map(|_| output(&mut files, &path, rotation)).collect();
@@ -280,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_file_that_was_renamed_is_opened_anew_when_asked_and_one_that_was_deleted_at_once() {
-        let folder = Folder::new("reopened");
+        let folder = Folder::new();
         let (mut files, path) = (LogFiles::default(), folder.path("api.log"));
         let (mut writer, mut pipe) = output(&mut files, &path, None);
         say(&mut files, &mut writer, &mut pipe, b"one\n");
@@ -301,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_written_is_said_once_and_what_is_lost_is_counted_and_it_is_tried_again() {
-        let folder = Folder::new("unwritable");
+        let folder = Folder::new();
         for (path, why) in [
             (folder.path("folder.log"), "is a directory"),
             (PathBuf::from("/dev/full"), "no space left on device"),
@@ -341,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_log_that_cannot_be_rotated_grows_on_and_that_is_said_once() {
-        let folder = Folder::new("stuck");
+        let folder = Folder::new();
         let (mut files, path) = (LogFiles::default(), folder.path("api.log"));
         // A folder that is not empty has the name that the log would get.
         fs::create_dir_all(rotated(&path, 1).join("x")).unwrap();
@@ -362,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_line_that_was_cut_is_completed_before_the_next() {
-        let folder = Folder::new("cut");
+        let folder = Folder::new();
         let (mut files, path) = (LogFiles::default(), folder.path("fifo"));
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let mut reader = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
@@ -385,7 +377,7 @@ mod tests {
 
     #[test]
     fn the_last_line_of_a_process_needs_no_end_and_the_next_process_writes_on() {
-        let folder = Folder::new("ends");
+        let folder = Folder::new();
         let mut files = LogFiles::default();
         mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
         let fifo = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(folder.path("fifo"));
@@ -404,7 +396,7 @@ mod tests {
 
     #[test]
     fn lines_have_their_time_as_text_and_as_json() {
-        let folder = Folder::new("time");
+        let folder = Folder::new();
         let mut files = LogFiles::default();
         let (mut writer, mut pipe) =
             output_as(&mut files, &folder.path("text"), None, false, Some("YYYY-MM-DD HH:mm:ss.SSS Z"));
@@ -420,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_line_of_100_mb_passes_in_pieces_while_little_is_kept() {
-        let folder = Folder::new("giant");
+        let folder = Folder::new();
         let mut files = LogFiles::default();
         let (mut writer, mut pipe) = output(&mut files, &folder.path("log"), None);
         let block = vec![b'x'; 50_000];
