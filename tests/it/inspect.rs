@@ -20,7 +20,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::loadgen_output::Schema;
-use crate::support::{FOREVER, Needs, Ordinary, TempFolder, can_trace, connect, held, inconclusive, kind, load, start};
+use crate::support::{
+    FOREVER, Needs, Ordinary, TempFolder, can_trace, connect, held, inconclusive, kind, load, reserve_port, start,
+};
 use crate::terminal::Terminal;
 
 pub const LAB: &str = env!("CARGO_BIN_EXE_lab");
@@ -217,7 +219,7 @@ fn a_full_queue_is_found() {
 
 #[test]
 fn a_target_that_is_none_is_one_line() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_port, nobody) = reserve_port();
     let said = refused(&format!(":{}", nobody.port()), &[]);
     assert_eq!(said, format!("lab: nobody listens on port {} in this network namespace", nobody.port()));
     let said = refused("unix:/nowhere", &[]);

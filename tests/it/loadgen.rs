@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::generator::*;
-use crate::support::{Needs, TempFolder, inconclusive};
+use crate::support::{Needs, TempFolder, inconclusive, reserve_port};
 
 // ---- the book ---------------------------------------------------------------------------------------------
 
@@ -350,21 +350,22 @@ fn a_reset_while_the_request_is_being_written_is_a_write_error() {
 }
 
 /// Answers one request and is gone: its port refuses from then on.
-fn serve_once() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+fn serve_once() -> (Socket, SocketAddr) {
+    let (port, address) = reserve_port();
+    let listener = TcpListener::bind(address).unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         read_request(&mut stream);
         drop(listener);
         stream.write_all(OK_AND_CLOSE.as_bytes()).unwrap();
     });
-    address
+    (port, address)
 }
 
 #[test]
 fn a_server_that_dies_in_mid_run_is_asked_again_ever_more_rarely() {
-    let report = run("--duration 3s --connections 1", serve_once());
+    let (_port, address) = serve_once();
+    let report = run("--duration 3s --connections 1", address);
     assert_eq!(report.requests, 1);
     // 0, 10, 30, 70, 150, 310, 630 and 1270 ms after the first refusal, then every second; a busy machine adds to the
     // pauses and takes nothing from them.
@@ -374,7 +375,8 @@ fn a_server_that_dies_in_mid_run_is_asked_again_ever_more_rarely() {
 
 #[test]
 fn a_number_of_requests_is_given_up_when_the_server_stays_away() {
-    let report = run("--requests 10 --connections 1 --timeout 200ms", serve_once());
+    let (_port, address) = serve_once();
+    let report = run("--requests 10 --connections 1 --timeout 200ms", address);
     assert_eq!(report.requests, 1);
     assert!(report.errors.connect["ECONNREFUSED"] >= 1);
 }
@@ -448,7 +450,7 @@ fn a_server_that_does_not_keep_idle_connections_is_found_out() {
 
 #[test]
 fn a_refused_connection_is_one_line_and_status_1() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_port, free) = reserve_port();
     for flags in ["", "--threads 4", "--rate 10", "--background idle:3", "--requests 5", "--requests-per-connection 1"]
     {
         let expected = format!("loadgen: connect {free}: connection refused; is the server running?\n");

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::generator::*;
-use crate::support::TempFolder;
+use crate::support::{TempFolder, reserve_port};
 
 #[test]
 fn a_session_has_a_connection_of_its_own_and_asks_k_times() {
@@ -249,8 +249,8 @@ fn a_pipeline_larger_than_the_socket_buffer_is_answered_while_it_is_written() {
 
 #[test]
 fn what_was_measured_before_the_server_died_is_reported_by_every_thread() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    let (_port, address) = reserve_port();
+    let listener = TcpListener::bind(address).unwrap();
     // It takes two connections, the third is refused, and two of four threads never had one.
     thread::spawn(move || {
         for _ in 0..2 {
@@ -287,8 +287,8 @@ fn the_end_of_the_window_leaves_room_for_the_sessions_that_are_still_due() {
 
 #[test]
 fn a_server_that_stays_away_cuts_a_run_of_n_requests_short_and_the_report_says_so() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    let (_port, address) = reserve_port();
+    let listener = TcpListener::bind(address).unwrap();
     thread::spawn(move || answer_all(listener.accept().unwrap().0));
     let report = run("--connections 1 --requests 100 --requests-per-connection 10 --timeout 300ms", address);
     assert_eq!(report.requests, 10);

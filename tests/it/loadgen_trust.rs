@@ -8,6 +8,7 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use acceptlab::lab::check::server::Program;
 use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::load::commands::calibrate::Calibration;
 use acceptlab::load::commands::search::{Curve, SearchResult};
@@ -15,8 +16,9 @@ use acceptlab::report::{LoadReport, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
+use socket2::Socket;
 
-use crate::support::{FOREVER, Needs, TempFolder, copy_program, inconclusive, start};
+use crate::support::{FOREVER, Needs, TempFolder, copy_program, held, inconclusive, kind, reserve_port, start};
 use crate::timing::Machine;
 
 fn loadgen(flags: &str, address: Option<SocketAddr>) -> Command {
@@ -68,9 +70,8 @@ fn a_run_that_failed_is_not_excused_by_a_gate() {
     let server = start("event-driven", &[]);
     let output = run("--requests 5 --connections 1 --fail-if errors==0 --hlog /dev/full", server.addr);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let gone = server.addr;
-    drop(server);
-    let output = run("--requests 5 --connections 1 --fail-if errors>=0", gone);
+    let (_port, nobody) = reserve_port();
+    let output = run("--requests 5 --connections 1 --fail-if errors>=0", nobody);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
 }
 
@@ -97,9 +98,9 @@ fn the_verdict_can_be_a_gate() {
 // ---- servers that fail ------------------------------------------------------------------------------------
 
 /// Answers so many requests on its first connection, and is gone.
-fn mortal(answers: usize) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+fn mortal(answers: usize) -> (Socket, SocketAddr) {
+    let (port, address) = reserve_port();
+    let listener = TcpListener::bind(address).unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         for _ in 0..answers {
@@ -109,7 +110,7 @@ fn mortal(answers: usize) -> SocketAddr {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
         }
     });
-    address
+    (port, address)
 }
 
 /// Answers nothing, and breaks every connection.
@@ -135,7 +136,8 @@ fn check(report: &LoadReport, name: &str) -> (Verdict, String) {
 fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
     for flags in ["", "--rate 200"] {
         let flags = format!("{flags} --connections 1 --duration 1s --timeout 1s --format json");
-        let report: LoadReport = json(&run(&flags, mortal(50)));
+        let (_port, address) = mortal(50);
+        let report: LoadReport = json(&run(&flags, address));
         assert_eq!(report.requests, 50, "{flags}");
         let (verdict, reason) = check(&report, "served");
         assert_eq!(verdict, Verdict::Invalid, "{reason}");
@@ -298,7 +300,9 @@ fn ctrl_c_ends_a_sweep_and_prints_what_is_known() {
 
 #[test]
 fn a_server_that_dies_in_mid_search_costs_nothing_of_what_is_known() {
-    let server = start("event-driven", &[]);
+    let (_port, address) = reserve_port();
+    let program = Program::new(&[kind("event-driven").path.into()]);
+    let server = held(program.start_on(&address.to_string(), &[]).map_err(|why| why.into_broken(&[])));
     let flags = "--find-max p99<10s --connections 2 --duration 300ms --timeout 1s --format json";
     let (child, mut stderr) = until_it_says("/s holds", flags, Some(server.addr));
     drop(server);

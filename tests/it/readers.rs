@@ -1,7 +1,7 @@
 //! The reader of a server's output may be stalled or gone: the server serves, obeys and reports all the same.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,26 +13,30 @@ use acceptlab::sys::procfs::Stat;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::Socket;
 
-use crate::support::{FOREVER, SERVERS, kind};
+use crate::support::{FOREVER, SERVERS, kind, reserve_port};
 
-struct Process(Child);
+struct Process {
+    child: Child,
+    _port: Socket,
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
 impl Process {
-    /// With an address that was free a moment ago: its ready line may not be to be had.
+    /// With an address that it is told: its ready line may not be to be had.
     fn start(path: &str, flags: &[&str], stdout: Stdio, stderr: Stdio) -> (Process, SocketAddr) {
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (port, addr) = reserve_port();
         let mut command = Command::new(path);
         command.args(["--backlog", "128", "--listen", &addr.to_string()]).args(flags);
         let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().unwrap();
-        (Process(child), addr)
+        (Process { child, _port: port }, addr)
     }
 
     #[track_caller]
@@ -41,19 +45,19 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     #[track_caller]
     fn ends(&mut self) -> ExitStatus {
-        poll_until(STOP_WITHIN, || self.0.try_wait().unwrap()).expect("it does not end")
+        poll_until(STOP_WITHIN, || self.child.try_wait().unwrap()).expect("it does not end")
     }
 
     /// Kills a worker, and waits until it has been reaped and the master sleeps again: then it has logged it, or has not.
     fn loses_a_worker(&self) {
-        let pid = family(self.0.id() as i32)[1].pid;
+        let pid = family(self.child.id() as i32)[1].pid;
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        let master = self.0.id() as i32;
+        let master = self.child.id() as i32;
         let is_reaped = || family(master).iter().all(|process| process.pid != pid);
         let sleeps = || Stat::of(master).is_some_and(|stat| stat.state == 'S');
         let is_over = poll_until(FOREVER, || (is_reaped() && sleeps()).then_some(()));
@@ -81,7 +85,7 @@ fn a_master_whose_log_nobody_reads_any_more_loses_a_worker_and_serves_on() {
     master.signal(Signal::SIGTERM);
     assert_eq!(master.ends().code(), Some(0));
     let mut said = String::new();
-    master.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    master.child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.ends_with("}\n"), "no report: {said}");
 }
 
@@ -136,7 +140,7 @@ fn a_server_whose_output_is_stalled_ends_at_the_second_signal() {
         let status = poll_until(STOP_WITHIN, || {
             server.signal(Signal::SIGTERM);
             std::thread::sleep(Duration::from_millis(50));
-            server.0.try_wait().unwrap()
+            server.child.try_wait().unwrap()
         });
         let status = status.unwrap_or_else(|| panic!("{} does not end", kind.name));
         assert_eq!(status.signal(), Some(Signal::SIGTERM as i32), "{}: {status}", kind.name);
@@ -149,7 +153,7 @@ fn a_report_that_finds_the_disk_full_is_an_error() {
     let (mut server, _) = Process::start(kind("sync").path, &[], full.into(), Stdio::piped());
     assert_eq!(server.ends().code(), Some(1));
     let mut said = String::new();
-    server.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    server.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "write to standard output: no space left on device\n");
 }
 

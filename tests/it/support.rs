@@ -17,6 +17,7 @@ use acceptlab::server::GRACE;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 pub use crate::inconclusive::{Needs, inconclusive};
@@ -170,6 +171,16 @@ impl TempFolder {
     pub fn file(&self, name: &str) -> String {
         self.path().join(name).to_str().expect("the folder for temporary files has a name in UTF-8").to_owned()
     }
+}
+
+/// A port of 127.0.0.1 that the kernel gives to no other test while the socket is open, which does not listen: whoever
+/// connects is refused, but for as long as a server with SO_REUSEADDR listens there (socket(7)).
+pub fn reserve_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("there is room for a socket");
+    socket.set_reuse_address(true).expect("every socket has this option");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("there is a free port");
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    (socket, address.expect("it is bound"))
 }
 
 /// Not fs::copy: a child that another test forks meanwhile would have our copy open for writing until it execs, and

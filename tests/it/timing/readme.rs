@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::Socket;
 
 use super::{bar, judged};
-use crate::support::{Needs, SERVERS, TempFolder, inconclusive};
+use crate::support::{Needs, SERVERS, TempFolder, inconclusive, reserve_port};
 
 const README: &str = include_str!("../../../README.md");
 
@@ -28,6 +29,7 @@ fn blocks(language: &str) -> Vec<&'static str> {
 struct Session {
     folder: TempFolder,
     port: u16,
+    _reserved: Socket,
     variables: Vec<(String, String)>,
     background: Option<Child>,
 }
@@ -35,9 +37,8 @@ struct Session {
 impl Session {
     fn new(name: &str) -> Session {
         let folder = TempFolder::new(name);
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        Session { folder, port, variables: Vec::new(), background: None }
+        let (reserved, address) = reserve_port();
+        Session { folder, port: address.port(), _reserved: reserved, variables: Vec::new(), background: None }
     }
 
     /// With our programs, port and folder.
