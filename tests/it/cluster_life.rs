@@ -399,9 +399,11 @@ fn every_policy_of_a_master_that_accepts_is_there() {
         let report = load(server.addr, &["--connections", "1", "--requests-per-connection", "1", "--requests", "60"]);
         let shares: Vec<u64> = report.workers.values().map(|share| share.connections).collect();
         match policy {
-            // One client at a time: all are always free, and have nothing.
-            "acknowledged" | "round-robin" | "least-connections" => {
-                assert_eq!(shares, [20, 20, 20], "{policy}");
+            "round-robin" => assert_eq!(shares, [20, 20, 20]),
+            // One client at a time: all are free, and have nothing. But what a worker has taken or ended may be known
+            // when the next clients have come, and then it misses a turn.
+            "acknowledged" | "least-connections" => {
+                assert!(shares.len() == 3 && shares.iter().all(|n| (15..=25).contains(n)), "{policy}: {shares:?}");
             }
             // The end of one may be counted after the next has come.
             "first-free" => assert!(shares[0] >= 50, "{policy}: {shares:?}"),
