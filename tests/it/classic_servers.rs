@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::contract::all_keep_the_contract;
 use crate::endings::ends_under_load;
-use crate::support::{FOREVER, answer, ask_together, connect, held, load, raise_descriptor_limit, start};
+use crate::support::{FOREVER, answer, ask_together, connect, held, load, raise_descriptor_limit, said_with, start};
 
 fn pid_of_its_server(client: &mut Client) -> i32 {
     held(held(client.ask(GET)).signature()).1
@@ -133,8 +133,7 @@ fn select_opens_no_descriptor_that_it_cannot_watch_says_so_and_serves_the_others
     held(waiting.send(GET));
     drop(silent);
     answer(&mut waiting);
-    let said = server.said();
-    assert!(said.contains("select watches 1024 sockets at most"), "{said}");
+    said_with(&server, "select watches 1024 sockets at most");
     held(server.stop());
 }
 

@@ -175,6 +175,7 @@ fn in_both_schedules_the_cluster_comes_back_to_full_strength_after_each_kill() {
     }
     for schedule in ["rr", "none"] {
         let server = start(&["--workers", "2", "--schedule", schedule], &[PROGRAM]);
+        await_events(&server, "listening", 2);
         for _ in 0..3 {
             server.processes()[1].kill();
             await_events(&server, "listening", 1);

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::contract::all_keep_the_contract;
 use crate::dispatch::{Stopped, Watched, spread};
 use crate::endings::{ends_under_load, outlives_a_worker};
-use crate::support::{FOREVER, connect, ends_at_once, held, kind, load, start};
+use crate::support::{FOREVER, connect, ends_at_once, held, kind, load, said_with, start};
 
 /// A program, and the flags that make it wait in this way.
 const WAYS: [(&str, &[&str]); 9] = [
@@ -164,8 +164,7 @@ fn a_worker_without_others_or_whose_only_peer_is_dead_yields_to_nobody() {
 
     let left = Watched::start("shared-accept", &["--workers", "2", "--yield", "60s"]);
     Process::find(left.board.row(1).get(Count::Pid) as i32).expect("it runs").kill();
-    let is_reaped = poll_until(FOREVER, || left.server.said().contains("1 left").then_some(()));
-    assert!(is_reaped.is_some());
+    said_with(&left.server, "1 left");
     let _clients: Vec<(Client, usize)> = (0..5).map(|_| left.hold()).collect();
 }
 

@@ -13,9 +13,10 @@ use acceptlab::lab::check::client::{Client, GET};
 use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::lab::inspect::findings::diagnose;
 use acceptlab::lab::inspect::{Observer, Target};
-use acceptlab::lab::observe::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, family, poll_until};
 use acceptlab::lab::trials::modes::{Mode, Modes};
 use acceptlab::sys::namespace::NetworkNamespace;
+use acceptlab::sys::procfs::{Stat, command_line};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -277,23 +278,20 @@ fn two_servers_on_one_port_must_be_named_by_their_addresses() {
 #[test]
 fn a_target_that_ends_meanwhile_is_one_line() {
     let mut server = start("event-driven", &[]);
-    let (pid, port) = (server.pid().to_string(), format!(":{}", server.addr.port()));
-    let looking = [pid, port.clone()].map(|target| std::thread::spawn(move || refused(&target, &["--duration", "1m"])));
-    // Each has looked when it has the server's descriptors listed; a look of a minute is still under way then.
-    let are_looking = || {
-        let ours = Process::find(std::process::id() as i32)?;
-        let family = acceptlab::lab::observe::processes::family(ours.pid);
-        let is_ours = |process: &&Process| {
-            let words = acceptlab::sys::procfs::command_line(process.pid);
-            words.contains(&"inspect".to_string()) && words.contains(&"1m".to_string())
-        };
-        (family.iter().filter(is_ours).filter(|process| process.age_s() > 0.5).count() == 2).then_some(())
+    let targets = [server.pid().to_string(), format!(":{}", server.addr.port())];
+    let looking = targets.clone().map(|target| std::thread::spawn(move || refused(&target, &["--duration", "1m"])));
+    // Each has looked when it sleeps; a look of a minute is still under way then. Another test may have one, too.
+    let looks = |process: &&Process| {
+        let words = command_line(process.pid);
+        let is_ours = words.contains(&"1m".to_string()) && targets.iter().any(|target| words.contains(target));
+        is_ours && process.age_s() > 0.5 && Stat::of(process.pid).is_some_and(|stat| stat.state == 'S')
     };
-    poll_until(FOREVER, are_looking).expect("both look");
+    let both_look = || (family(std::process::id() as i32).iter().filter(looks).count() == 2).then_some(());
+    poll_until(FOREVER, both_look).expect("both look");
     held(server.stop());
     let [of_pid, of_port] = looking.map(|looking| looking.join().unwrap());
     assert!(of_pid.ends_with("has ended") || of_pid.ends_with("any more"), "{of_pid}");
-    assert_eq!(of_port, format!("lab: nobody listens on 127.0.0.1{port} any more"));
+    assert_eq!(of_port, format!("lab: nobody listens on {} any more", server.addr));
 }
 
 #[test]

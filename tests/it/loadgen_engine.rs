@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::sys::uring::Uring;
 
 use crate::generator::*;
 use crate::inconclusive;
-use crate::support::{Needs, can_trace, inconclusive};
+use crate::support::{FOREVER, Needs, can_trace, inconclusive};
 use crate::timing::alone;
 
 const BOTH: [&str; 2] = ["--engine epoll", "--engine io-uring"];
@@ -117,9 +118,8 @@ fn a_connection_that_is_given_up_is_closed_for_the_server_too() {
         });
         let report = run(&format!("{engine} --connections 2 --requests 4 --timeout 50ms"), address);
         assert_eq!(report.errors.timeout, 4, "{engine}: {:?}", report.errors);
-        while closed.load(Ordering::SeqCst) < 4 {
-            std::thread::yield_now();
-        }
+        let all_closed = poll_until(FOREVER, || (closed.load(Ordering::SeqCst) == 4).then_some(()));
+        assert!(all_closed.is_some(), "{engine}: the server saw {} of 4 ends", closed.load(Ordering::SeqCst));
     }
 }
 

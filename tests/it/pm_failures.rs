@@ -14,6 +14,7 @@ use crate::pm::{Manager, await_end, cluster_app, environment_of, is_alive, web_p
 use crate::support::{FOREVER, Needs, inconclusive};
 
 fn kill_9(pid: i32) {
+    assert!(pid > 0, "0 is this group of processes, tests and all");
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
