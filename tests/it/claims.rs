@@ -13,7 +13,7 @@ const VALUE: &str = "value = { table = \"t\", column = \"mean\", server = \"sync
 /// A lesson of three short runs with these claims. Each is long enough for an answer on a busy machine.
 fn lesson(claims: &str) -> String {
     let columns = "\"timeouts\"]\n";
-    let lesson = LESSON.replace("repeats = 60", "repeats = 3").replace("\"100ms\"", "\"500ms\"");
+    let lesson = LESSON.replace("repeats = 60", "repeats = 3").replace("\"300ms\"", "\"500ms\"");
     lesson.replace(columns, &format!("\"timeouts\", \"mean\"]\n{claims}"))
 }
 

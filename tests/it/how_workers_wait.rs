@@ -151,7 +151,7 @@ fn a_worker_that_yields_does_not_have_all_connections_that_stay() {
     let alone = shares(&["--wait", "epoll-exclusive"]);
     assert!(spread(&alone) >= 8, "{alone:?}");
     for wait in ["epoll", "epoll-exclusive"] {
-        let yielded = shares(&["--wait", wait, "--yield", "5ms"]);
+        let yielded = shares(&["--wait", wait, "--yield", "50ms"]);
         assert!(spread(&yielded) <= 2, "{wait}: {yielded:?}");
     }
 }

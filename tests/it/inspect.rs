@@ -214,7 +214,8 @@ fn a_full_queue_is_found() {
     let _waiting = [connect(&server), connect(&server)];
     let _refused = TcpStream::connect_timeout(&server.addr, Duration::from_millis(50));
     let document = diagnosis(&server.addr.to_string(), SHORT);
-    assert_eq!(findings(&document), ["queue-full"], "{document:#}");
+    // Beside it, where the look was late, that nobody has accepted these two for a second.
+    assert_eq!(findings(&document)[0], "queue-full", "{document:#}");
     assert_eq!(document["listeners"][0]["most_queued"], 2, "{document:#}");
 }
 

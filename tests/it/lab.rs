@@ -18,14 +18,14 @@ use crate::timing::Machine;
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Sixty rows of a third of a second: nobody waits for its end.
+/// Sixty rows of half a second: nobody waits for its end.
 pub const LESSON: &str = r#"# A lesson
 
 Does it run?
 
 ```toml
 repeats = 60
-duration = "100ms"
+duration = "300ms"
 warmup = "0s"
 quick = { repeats = 1 }
 [[table]]
@@ -276,7 +276,7 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
             "[{ run = \"prefork --workers 2\" }, { run = \"reuseport --workers 2\" }]",
         )
         .replace("--connections 2", "--connections 100 --rate 200 --timeout 600ms")
-        .replace("duration = \"100ms\"", "duration = \"1600ms\"")
+        .replace("duration = \"300ms\"", "duration = \"1600ms\"")
         .replace(
             "columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
             "columns = [\"stuck\"]\ndisturb = \"stop 1\"",
@@ -350,7 +350,7 @@ fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
         .replace("repeats = 60", "repeats = 1")
         .replace("run = \"sync\", law = \"1/N\"", "run = \"reuseport --workers 2\"")
         .replace("--connections 2", "--connections 200 --rate 200 --timeout 1s")
-        .replace("duration = \"100ms\"", "duration = \"800ms\"")
+        .replace("duration = \"300ms\"", "duration = \"800ms\"")
         .replace(
             "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
             "[\"lost\", \"resets\"]\ndisturb = \"stop 0; after 400ms; kill 0\"",
@@ -376,7 +376,7 @@ fn workers_that_are_replaced_are_killed_asked_and_reloaded_again_and_again() {
         .replace("run = \"sync\", law = \"1/N\"", "run = \"cluster --workers 2 --max-restarts 1000 -- event-driven\"")
         .replace("server_flags = \"--work block:1ms\"\n", "")
         .replace("--connections 2", "--connections 8 --rate 200")
-        .replace("duration = \"100ms\"", "duration = \"1500ms\"")
+        .replace("duration = \"300ms\"", "duration = \"1500ms\"")
         .replace(
             COLUMNS,
             "[\"answered\", \"lost_requests\", \"longest_silence\", \"forks\", \"deaths\", \"suicides\", \"reloads\", \
@@ -407,7 +407,7 @@ fn a_server_that_loses_its_last_worker_is_a_row_where_that_is_expected_and_a_fai
         let lesson = LESSON
             .replace("repeats = 60", "repeats = 1")
             .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"prefork --workers 2\"{expected}"))
-            .replace("duration = \"100ms\"", "duration = \"2s\"")
+            .replace("duration = \"300ms\"", "duration = \"2s\"")
             .replace(COLUMNS, "[\"answered\", \"lost_requests\"]\ndisturb = \"every 100ms: kill any\"");
         let scratch = Scratch::new(&format!("death-{status}"), &lesson);
         let output = scratch.lab(&["run", "--seed", "1"]);
@@ -432,7 +432,7 @@ fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
         .replace("repeats = 60", "repeats = 1")
         .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"{server}\""))
         .replace("server_flags = \"--work block:1ms\"\n", "probe = true\n")
-        .replace("duration = \"100ms\"", "duration = \"800ms\"")
+        .replace("duration = \"300ms\"", "duration = \"800ms\"")
         .replace("warmup = \"0s\"", "warmup = \"200ms\"")
         .replace(
             COLUMNS,
@@ -508,7 +508,7 @@ fn a_lab_waits_for_the_kernel_setting_of_another_and_restores_what_was_there_bef
     };
     let scratch = |value: &str| {
         let settings = format!("sysctl = {{ \"{SHARED_SETTING}\" = \"{value}\" }}\ncolumns");
-        let lesson = LESSON.replace("repeats = 60", "repeats = 1").replace("\"100ms\"", "\"30s\"");
+        let lesson = LESSON.replace("repeats = 60", "repeats = 1").replace("\"300ms\"", "\"30s\"");
         Scratch::new(&format!("turn-{value}"), &lesson.replace("columns", &settings))
     };
     let becomes = |value: &str| {
@@ -533,7 +533,7 @@ fn live_connections_are_looked_at_over_the_time_of_a_run() {
         .replace("repeats = 60", "repeats = 1")
         .replace("run = \"sync\", law = \"1/N\"", "run = \"event-driven\"")
         .replace("--connections 2 --requests-per-connection 1", "--connections 6")
-        .replace("duration = \"100ms\"", "duration = \"400ms\"")
+        .replace("duration = \"300ms\"", "duration = \"400ms\"")
         .replace(
             "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
             "[\"live\", \"live_max_over_mean\"]\ntimeline = true",

@@ -102,7 +102,7 @@ fn a_record_is_stale_when_the_code_or_its_matrix_has_changed_and_not_when_a_text
     assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/one.rs: 01-lesson"));
 
     let lesson = scratch.root.join("experiments/01-lesson.md");
-    fs::write(&lesson, fs::read_to_string(&lesson).unwrap().replace("\"100ms\"", "\"101ms\"")).unwrap();
+    fs::write(&lesson, fs::read_to_string(&lesson).unwrap().replace("\"300ms\"", "\"301ms\"")).unwrap();
     commit(&scratch);
     let (status, told) = check(&scratch);
     assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/one.rs, the matrix: 01-lesson"));
@@ -337,7 +337,7 @@ fn the_cpu_time_per_request_of_a_foreign_server_fits_into_the_cpu_it_had() {
     let lesson = LESSON
         .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"{server}\""))
         .replace("server_flags = \"--work block:1ms\"\n", "server_cpus = [0]\n")
-        .replace("duration = \"100ms\"\nwarmup = \"0s\"", "duration = \"500ms\"\nwarmup = \"300ms\"")
+        .replace("duration = \"300ms\"\nwarmup = \"0s\"", "duration = \"500ms\"\nwarmup = \"300ms\"")
         .replace("--connections 2 --requests-per-connection 1", "--connections 64")
         .replace("\"law_qps\", \"deviation\", \"timeouts\"", "\"server_cpu_per_request\"");
     let scratch = Scratch::new("foreign-cpu", &lesson);
@@ -396,7 +396,7 @@ fn repeats_are_spent_where_a_claim_is_undecided_and_end_when_it_is_decided() {
     let servers = format!("{{ run = \"python3 {}\" }}, {{ run = \"sync\" }}", program.display());
     let lesson = LESSON
         .replace("repeats = 60", "repeats = 2")
-        .replace("duration = \"100ms\"", "duration = \"400ms\"")
+        .replace("duration = \"300ms\"", "duration = \"400ms\"")
         .replace("{ run = \"sync\", law = \"1/N\" }", &servers)
         .replace("server_flags = \"--work block:1ms\"\n", "")
         .replace("\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]\n", &format!("\"wakeups\"]\n{claim}"));

@@ -272,9 +272,12 @@ fn mean_beside_the_stalls(service_s: &[f64]) -> f64 {
     beside().sum::<f64>() / beside().count() as f64
 }
 
-/// The closed form takes one service time for all; how much later or earlier than by it the backlog of a stall was gone.
+/// The closed form takes one service time for all, and the stalls as they were asked for; how much later or earlier than
+/// by it the backlog of a stall was gone.
 fn unsteadiness_s(record: &Record) -> f64 {
     let service_s = record.service_times_s();
+    let asked_s: f64 = STALLS_S.iter().map(|(_, length_s)| length_s).sum();
+    let stalled_s: f64 = service_s.iter().filter(|&&service_s| service_s >= 0.1).sum();
     let mean_s = mean_beside_the_stalls(&service_s);
     let found_busy = |&k: &usize| record.due_at_ns(k) <= record.served[k - 1].end_ns;
     let requests: Vec<usize> = (1..service_s.len()).collect();
@@ -283,7 +286,7 @@ fn unsteadiness_s(record: &Record) -> f64 {
         let beside_the_stall = backlog.iter().map(|&k| service_s[k]).filter(|&service_s| service_s < 0.1);
         beside_the_stall.map(|service_s| service_s - mean_s).sum()
     };
-    backlogs.map(|backlog| later_s(backlog).abs()).fold(0.0, f64::max)
+    backlogs.map(|backlog| later_s(backlog).abs()).fold((stalled_s - asked_s).abs(), f64::max)
 }
 
 /// Holds a run to the closed form; what it reported, unless the machine disturbed it. Two such runs go on side by side:
