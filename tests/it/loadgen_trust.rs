@@ -136,9 +136,9 @@ fn check(report: &LoadReport, name: &str) -> (Verdict, String) {
 fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
     for flags in ["", "--rate 200"] {
         let flags = format!("{flags} --connections 1 --duration 1s --timeout 1s --format json");
-        let (_port, address) = mortal(50);
+        let (_port, address) = mortal(10);
         let report: LoadReport = json(&run(&flags, address));
-        assert_eq!(report.requests, 50, "{flags}");
+        assert_eq!(report.requests, 10, "{flags}");
         let (verdict, reason) = check(&report, "served");
         assert_eq!(verdict, Verdict::Invalid, "{reason}");
         assert!(reason.starts_with("nothing was answered in the last"), "{reason}");
