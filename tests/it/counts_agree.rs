@@ -1,4 +1,4 @@
-//! The client's book against the servers': both count every connection and request per worker, neither knows of
+//! The client's counts against the servers': both count every connection and request per worker, neither knows of
 //! the other.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use acceptlab::report::AcceptCounts;
 use acceptlab::scoreboard::Count;
 use acceptlab::scoreboard::Scoreboard;
 
-use crate::support::{TempFolder, connect, held, load, start};
+use crate::support::{SERVERS, TempFolder, connect, held, load, start};
 
 /// Runs `loadgen` with `flags` against a fresh server and compares the counts worker by worker.
 fn both_sides_count_the_same(name: &str, server_flags: &[&str], flags: &[&str]) {
@@ -33,40 +33,52 @@ fn both_ways(name: &str) {
     // A blocking worker belongs to its connection for as long as that is open, so the others need their own.
     let (connections, server_flags): (_, &[&str]) = match name {
         "sync" => ("1", &[]),
-        "prefork" | "prethreaded" | "thread-pool" => ("8", &["--workers", "8"]),
+        "prefork" | "prefork-poll" | "prefork-lock" | "prethreaded" | "thread-pool" => ("8", &["--workers", "8"]),
         _ => ("8", &[]),
     };
     both_sides_count_the_same(name, server_flags, &["--connections", connections]);
     both_sides_count_the_same(name, &[], &["--connections", "8", "--requests-per-connection", "1"]);
 }
 
-macro_rules! the_clients_book_equals_the_servers_book {
+macro_rules! the_clients_counts_equal_the_servers {
     ($($test:ident $server:literal)*) => {
         $(#[test] fn $test() { both_ways($server); })*
+        /// The servers that these tests compare with their client.
+        const COMPARED: &[&str] = &[$($server),*];
     };
 }
 
-the_clients_book_equals_the_servers_book! {
-    the_clients_book_equals_that_of_sync "sync"
-    the_clients_book_equals_that_of_fork "fork"
-    the_clients_book_equals_that_of_prefork "prefork"
-    the_clients_book_equals_that_of_threaded "threaded"
-    the_clients_book_equals_that_of_prethreaded "prethreaded"
-    the_clients_book_equals_that_of_thread_pool "thread-pool"
-    the_clients_book_equals_that_of_idle_busy "idle-busy"
-    the_clients_book_equals_that_of_half_sync "half-sync"
-    the_clients_book_equals_that_of_pipeline "pipeline"
-    the_clients_book_equals_that_of_leader_follower "leader-follower"
-    the_clients_book_equals_that_of_select_poll "select-poll"
-    the_clients_book_equals_that_of_event_driven "event-driven"
-    the_clients_book_equals_that_of_shared_accept "shared-accept"
-    the_clients_book_equals_that_of_reuseport "reuseport"
-    the_clients_book_equals_that_of_master_dispatch "master-dispatch"
-    the_clients_book_equals_that_of_peers "peers"
-    the_clients_book_equals_that_of_proxy "proxy"
-    the_clients_book_equals_that_of_uring "uring"
-    the_clients_book_equals_that_of_coroutines "coroutines"
-    the_clients_book_equals_that_of_tokio "tokio"
+the_clients_counts_equal_the_servers! {
+    the_clients_counts_equal_those_of_sync "sync"
+    the_clients_counts_equal_those_of_fork "fork"
+    the_clients_counts_equal_those_of_prefork "prefork"
+    the_clients_counts_equal_those_of_prefork_poll "prefork-poll"
+    the_clients_counts_equal_those_of_prefork_lock "prefork-lock"
+    the_clients_counts_equal_those_of_threaded "threaded"
+    the_clients_counts_equal_those_of_prethreaded "prethreaded"
+    the_clients_counts_equal_those_of_thread_pool "thread-pool"
+    the_clients_counts_equal_those_of_idle_busy "idle-busy"
+    the_clients_counts_equal_those_of_half_sync "half-sync"
+    the_clients_counts_equal_those_of_pipeline "pipeline"
+    the_clients_counts_equal_those_of_leader_follower "leader-follower"
+    the_clients_counts_equal_those_of_select_poll "select-poll"
+    the_clients_counts_equal_those_of_event_driven "event-driven"
+    the_clients_counts_equal_those_of_event_loop "event-loop"
+    the_clients_counts_equal_those_of_shared_accept "shared-accept"
+    the_clients_counts_equal_those_of_accept_mutex "accept-mutex"
+    the_clients_counts_equal_those_of_reuseport "reuseport"
+    the_clients_counts_equal_those_of_master_dispatch "master-dispatch"
+    the_clients_counts_equal_those_of_pass_listener "pass-listener"
+    the_clients_counts_equal_those_of_peers "peers"
+    the_clients_counts_equal_those_of_proxy "proxy"
+    the_clients_counts_equal_those_of_uring "uring"
+    the_clients_counts_equal_those_of_coroutines "coroutines"
+    the_clients_counts_equal_those_of_tokio "tokio"
+}
+
+#[test]
+fn every_server_is_compared_with_its_client() {
+    assert_eq!(COMPARED, SERVERS.iter().map(|kind| kind.name).collect::<Vec<_>>());
 }
 
 #[test]
@@ -108,25 +120,25 @@ fn a_second_server_does_not_disturb_the_scoreboard_of_the_first() {
 /// Connections that come one after another, each in a wake-up of its own unless the master is still at the last one.
 #[test]
 fn a_master_that_accepts_counts_its_accepts_and_one_that_only_supervises_has_no_counts() {
-    let book_of = |name| {
+    let counts_of = |name| {
         let mut server = start(name, &["--workers", "2"]);
         for _ in 0..50 {
             held(served(server.addr));
         }
         held(server.stop()).master.expect("there is one").accepts
     };
-    assert_eq!(book_of("prefork"), None);
+    assert_eq!(counts_of("prefork"), None);
     for name in ["master-dispatch", "proxy", "thread-pool", "idle-busy", "half-sync", "pipeline"] {
-        let book = book_of(name).unwrap_or_else(|| panic!("{name} has no book"));
-        let AcceptCounts { accepted, wakeups, empty_wakeups, accept_eagain } = book;
-        assert_eq!(accepted, 50, "{name}: {book:?}");
+        let counts = counts_of(name).unwrap_or_else(|| panic!("{name} has no counts"));
+        let AcceptCounts { accepted, wakeups, empty_wakeups, accept_eagain } = counts;
+        assert_eq!(accepted, 50, "{name}: {counts:?}");
         match name {
             // Told once for all that are there, it asks how many these are, and takes them.
             "master-dispatch" => {
-                assert!(wakeups - empty_wakeups <= 50 && accept_eagain == 0, "{name}: {book:?}")
+                assert!(wakeups - empty_wakeups <= 50 && accept_eagain == 0, "{name}: {counts:?}")
             }
             // One connection for each wake-up, and no second look.
-            _ => assert_eq!((wakeups, empty_wakeups, accept_eagain), (50, 0, 0), "{name}: {book:?}"),
+            _ => assert_eq!((wakeups, empty_wakeups, accept_eagain), (50, 0, 0), "{name}: {counts:?}"),
         }
     }
 }
