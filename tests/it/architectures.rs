@@ -101,7 +101,7 @@ fn a_thousand_kept_connections_need_no_thread_each() {
     }
 }
 
-/// The idle time-out is half a minute: who held the only thread for that long would be noticed.
+/// The idle time-out is half a minute: a client that held the only thread for that long would be noticed.
 #[test]
 fn a_client_that_sends_half_a_request_or_does_not_read_holds_no_thread() {
     for name in THREADS_FOR_REQUESTS {

@@ -43,7 +43,7 @@ fn is_out_of_descriptors(name: &str) {
     held(served(server.addr));
     let clients: Vec<Client> = (0..100).map(|_| connect(&server)).collect();
     let mut said = String::new();
-    // Who takes one connection at a time leaves the others in the accept queue; a parent that forks keeps none.
+    // Workers that take one connection at a time leave the others in the accept queue; a parent that forks keeps none.
     let runs_out = !["sync", "fork", "prefork", "prefork-lock", "prefork-poll", "prethreaded"].contains(&name);
     if runs_out {
         let complaint = poll_until(Duration::from_secs(5), || {

@@ -72,7 +72,7 @@ fn each_verdict_comes_from_the_rows() {
     assert!(text.starts_with("01-lesson\nfails     The claim fails: "), "{text}");
     assert!(!text.contains('\x1b') && text.lines().all(|line| line.chars().count() <= 100), "{text}");
 
-    // Who reads that a claim is undecided asks why.
+    // Whoever reads that a claim is undecided asks why.
     let check = scratch.lab(&["report", "--check"]);
     let error = String::from_utf8(check.stderr).unwrap();
     assert!(error.contains("01-lesson: the claim undecided is \"undecided\" and has no `why`"), "{error}");

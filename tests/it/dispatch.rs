@@ -116,7 +116,7 @@ fn fill(server: &Server, in_a_row: usize) -> Vec<Client> {
     let mut answered = 0;
     while answered < in_a_row {
         let mut client = connect(server);
-        // Who is answered was accepted after all before it: each of those went alone into its message.
+        // A client that is answered was accepted after all before it: each of those had a message of its own.
         held(client.send(GET_AND_CLOSE));
         match client.answer_within(Duration::from_millis(20)) {
             Ok(_) => answered += 1,
@@ -191,7 +191,7 @@ fn one_client_address_always_finds_the_same_worker_and_many_addresses_find_sever
     assert!(homes.len() >= 3, "40 addresses live with {homes:?}");
 }
 
-/// Who answers a client with this address.
+/// The worker that answers a client with this address.
 fn worker_for(source: Ipv4Addr, server: SocketAddr) -> usize {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();

@@ -96,7 +96,7 @@ fn h2load_over_http_1_succeeds_with_every_request() {
     });
 }
 
-/// The two tables of the seed text, as siege tells them.
+/// The two tables of the text that lesson 1 follows, as siege tells them.
 #[test]
 fn siege_sees_serial_times_from_sync_and_parallel_ones_from_prefork() {
     let response_time_s = |name, flags: &[&str]| {

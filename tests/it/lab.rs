@@ -389,7 +389,7 @@ fn workers_that_are_replaced_are_killed_asked_and_reloaded_again_and_again() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let row = &recorded(&scratch)[0];
     assert!(row["failure"].is_null() && row["growth"].is_object(), "{row}");
-    // Three acts of each kind; whom one meets at his end or at his start is dead or alive by chance.
+    // Three faults of each kind; whether the worker that one hits is starting, alive or already dead is chance.
     let cluster = &row["server"]["cluster"];
     for (name, least) in [("deaths", 1), ("suicides", 1), ("reloads", 1), ("forks", 5)] {
         assert!(cluster[name].as_u64().unwrap() >= least, "{name}: {cluster}");

@@ -87,7 +87,7 @@ fn a_run_that_ends_by_itself_or_never_begins_leaves_the_shell_as_it_was() {
     terminal.is_given_back();
     terminal.keys(&["clear", "Enter"]);
     terminal.shows(|screen| !screen.contains("status"));
-    // Nobody listens on the port of who has only ever been a client.
+    // Nobody listens on port 1.
     run(&terminal, "--duration 60s", "127.0.0.1:1");
     let screen = terminal.shows(has_ended);
     assert!(screen.contains("status 1") && screen.contains("is the server running?"), "{screen}");

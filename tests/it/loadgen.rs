@@ -19,7 +19,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::generator::*;
 use crate::support::{Needs, TempFolder, inconclusive, reserve_port};
 
-// ---- the book ---------------------------------------------------------------------------------------------
+// ---- the counts -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_number_of_requests_is_sent_exactly_and_both_sides_count_the_same() {

@@ -137,7 +137,7 @@ fn a_server_on_a_unix_socket_is_reached() {
 #[test]
 fn pipelined_requests_are_all_under_way_before_the_first_answer() {
     let address = serve(|_, mut stream| {
-        // Who waits for an answer before the fourth request waits for ever.
+        // A client that waits for an answer before the fourth request waits for ever.
         while (0..4).all(|_| read_request(&mut stream).is_some()) {
             // In pieces that end in the middle of an answer.
             let answers = OK.repeat(4);

@@ -64,7 +64,7 @@ fn every_lock_serves_every_connection_and_both_sides_count_the_same() {
         let accepted: u64 = report.workers.iter().map(|worker| worker.accepted).sum();
         let requests: u64 = report.workers.iter().map(|worker| worker.requests).sum();
         assert_eq!((accepted, requests, load.requests), (2000, 2000, 2000), "{lock:?}");
-        // Who is woken by the listener has the lock, so nobody else can have been faster.
+        // A worker that the listener wakes has the lock, so no other can have been faster.
         for worker in &report.workers {
             assert_eq!((worker.wakeups, worker.empty_wakeups), (worker.accepted, 0), "{lock:?}: {worker:?}");
         }
@@ -151,8 +151,8 @@ fn sigterm_under_load_answers_what_was_read_with_every_lock() {
     }
 }
 
-/// A mutex is not left for a signal (pthread_mutex_lock(3)): who waits for it goes when its turn comes, and with each
-/// connection the turn goes on.
+/// A mutex is not left for a signal (pthread_mutex_lock(3)): a worker that waits for it ends when its turn comes, and
+/// with each connection the turn goes on.
 #[test]
 fn workers_at_the_lock_that_are_told_to_stop_leave_the_others_serving() {
     for lock in LOCKS {
@@ -171,7 +171,8 @@ fn workers_at_the_lock_that_are_told_to_stop_leave_the_others_serving() {
     }
 }
 
-/// Who has the accept mutex is awake after each connection and takes it again, while the others sleep until they try.
+/// The worker that has the accept mutex is awake after each connection and takes it again, while the others sleep until
+/// they try.
 /// Of 128 descriptors about 116 are free at the start, and from 102 connections on it leaves turns to the other.
 #[test]
 fn a_worker_without_much_room_leaves_the_accept_mutex_to_the_others() {

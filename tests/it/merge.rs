@@ -75,7 +75,7 @@ fn histograms(path: &Path) -> BTreeMap<String, Histogram<u64>> {
     decoded.collect()
 }
 
-/// Every count, bucket and book of `sum` is what its parts have together.
+/// Every count and every bucket of `sum` is what its parts have together.
 fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
     let file = |name: &str, kind: &str| folder.join(format!("{name}.{kind}"));
     let reports: Vec<LoadReport> = parts.iter().map(|part| read(file(part, "json"))).collect();

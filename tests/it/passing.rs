@@ -24,7 +24,7 @@ fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
     assert!(report.master.is_some());
 }
 
-/// The first of the two curl sessions of the seed text: sometimes the child, sometimes the parent.
+/// The first of the two curl sessions of the text that lesson 1 follows: sometimes the child, sometimes the parent.
 #[test]
 fn a_passed_listener_that_the_master_keeps_is_served_by_the_master_too() {
     let mut server = start("pass-listener", &["--workers", "3", "--master", "serves"]);

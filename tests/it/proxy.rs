@@ -45,7 +45,8 @@ fn peak_kib(server: &Server) -> usize {
 fn a_connection_costs_the_master_two_descriptors_and_its_worker_one() {
     let server = proxy(&["--workers", "2"]);
     let nobody = descriptors(&server)[0];
-    // Who has been answered and stays is held by everybody, and nothing is on its way: the counts are exact.
+    // A client that was answered and stays has its descriptors in both processes, and nothing is on its way: the counts
+    // are exact.
     let answered = || {
         let mut client = connect(&server);
         held(held(client.ask(GET)).expect(200));

@@ -25,7 +25,7 @@ use crate::support::{
 const UNPRIVILEGED: [&str; 4] = ["hash", "cpu", "random", "live-set"];
 const PRIVILEGED: [&str; 2] = ["round-robin", "least-loaded"];
 
-/// Who has no answer by then is in the queue of a worker that hangs, or on a machine that does.
+/// A client without an answer by then is in the queue of a worker that hangs, or on a machine that does.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 
 fn reuseport() -> Program {
@@ -74,7 +74,7 @@ fn load(server: &Server, connections: &str) -> LoadReport {
     crate::support::load(server.addr, &flags)
 }
 
-/// The connections of each worker, by the client's book.
+/// The connections of each worker, as the client counted them.
 fn shares(load: &LoadReport) -> Vec<u64> {
     let mut shares = vec![0; 4];
     for (worker, share) in &load.workers {

@@ -43,7 +43,7 @@ fn is_not_connected_to(name: &str, flags: &[&str]) {
     assert!(refused.is_some(), "{name} {flags:?} goes on taking connections");
 }
 
-/// The socket is everybody's: who is told alone does not shut it.
+/// The socket is everybody's: a worker that is told while the others are not does not shut it.
 #[test]
 fn a_sigterm_to_one_worker_of_a_shared_listener_leaves_the_others_accepting() {
     let ways: [(&str, &[&str]); 3] =

@@ -254,7 +254,7 @@ pub fn raise_descriptor_limit() {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the soft limit may rise to the hard one");
 }
 
-/// Long enough for any machine: who waits so long is stuck.
+/// Long enough for any machine: whatever waits so long is stuck.
 pub const FOREVER: Duration = Duration::from_secs(30);
 
 #[track_caller]

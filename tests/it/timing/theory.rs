@@ -249,9 +249,9 @@ const RUN_S: f64 = 6.0;
 /// Two gaps between requests: a stall may begin anywhere within one, and a percentile lies between two requests.
 const STALL_RESOLUTION_S: f64 = 2.0 / RATE_PER_S;
 
-/// Who is due u into a stall of S waits for the rest of it and for those before him, S − u + ρ·u: all delays of
-/// one stall are uniform on (0, S), for S / (1 − ρ) seconds of due times. So the share of the requests that wait longer
-/// than w is Σ (S − w)⁺ / ((1 − ρ)·T).
+/// A request that is due u into a stall of S waits for the rest of it and for the requests before it, S − u + ρ·u: all
+/// delays of one stall are uniform on (0, S), for S / (1 − ρ) seconds of due times. So the share of the requests that
+/// wait longer than w is Σ (S − w)⁺ / ((1 − ρ)·T).
 fn share_above(wait_s: f64, utilization: f64) -> f64 {
     let longer: f64 = STALLS_S.iter().map(|(_, length_s)| (length_s - wait_s).max(0.0)).sum();
     longer / ((1.0 - utilization) * RUN_S)
