@@ -10,9 +10,9 @@
 //! - [`commands`]: what `lab list`, `explain`, `run`, `report` and `claims` do with all of these;
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes
 //!   connections that come one after another; [`watch`]: a running server's counters on the terminal;
-//!   [`inspect`]: how any running server accepts, seen from outside, [`target`] what it is pointed at, and
-//!   [`server_kind`] whose program it is; [`steer`]: another way to choose among its sockets;
-//! - [`trials`]: one task for a process manager, ours or PM2, or for our own tools, as the program `trial` runs it.
+//! - [`target`]: what `inspect` and `steer` are pointed at; [`server_kind`]: whose program it is; [`inspect`]: how any
+//!   running server accepts, seen from outside; [`steer`]: another way to choose among its sockets;
+//! - [`trials`]: one task for one program (a manager, a server, a tool), as the program `trial` runs it.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
 
