@@ -37,9 +37,20 @@ struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Who is tried: pm or pm2; of `watched` a server; of `served` one with workers, and of `steer-…` one with a listener
-    /// for each, ours or `experiments/contenders/nginx reuseport`; of `complaint` its name; of `blind-test` ours or
-    /// contenders
+    /// What is tried; its kind depends on the trial
+    ///
+    /// Of a trial of managers: pm or pm2.
+    ///
+    /// Of `watched`: a server of ours.
+    ///
+    /// Of `served`: a server with workers, ours or `experiments/contenders/NAME`.
+    ///
+    /// Of `steer-stopped` and `steer-cost`: a server with a listener for each worker, ours or
+    /// `experiments/contenders/nginx reuseport`.
+    ///
+    /// Of `complaint`: the complaint's name.
+    ///
+    /// Of `blind-test`: ours or contenders.
     #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
     of: Vec<String>,
 
