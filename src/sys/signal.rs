@@ -65,8 +65,8 @@ pub fn shut_sockets_on_termination(shared: Option<BorrowedFd>) -> nix::Result<()
     handle_termination()
 }
 
-/// From now on SIGTERM and SIGINT make the returned descriptor readable for good, and once more after [`GRACE`].
-/// It belongs to the process until its end, because the handler may write to it until then.
+/// From now on SIGTERM, and what else stops a server, make the returned descriptor readable for good, and once more
+/// after [`GRACE`]. It belongs to the process until its end, because the handler may write to it until then.
 pub fn wake_on_termination() -> nix::Result<BorrowedFd<'static>> {
     let wake: &'static EventFd =
         Box::leak(Box::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?));
@@ -75,8 +75,8 @@ pub fn wake_on_termination() -> nix::Result<BorrowedFd<'static>> {
     Ok(wake.as_fd())
 }
 
-/// From now on SIGTERM and SIGINT shut this listening socket too, until [`forget_listener`]. Of a socket that other
-/// processes accept from only the parent's signal says that all of them are to stop (`of_parent`).
+/// From now on SIGTERM, and what else stops a server, shut this listening socket too, until [`forget_listener`]. Of a
+/// socket that other processes accept from only the parent's signal says that all of them are to stop (`of_parent`).
 pub fn shut_listener_on_termination(listener: impl AsFd, of_parent: bool) -> nix::Result<()> {
     // The parent cannot change: its death is ours (`super::process::fork`).
     SENDER.store(if of_parent { getppid().as_raw() } else { 0 }, SeqCst);
@@ -202,8 +202,8 @@ fn keep_errno(action: impl FnOnce()) {
     nix::errno::Errno::set_raw(saved);
 }
 
-/// From now on SIGTERM and SIGINT end this process at once, by their default action. Those that have arrived and are
-/// blocked are forgotten: ignoring a signal discards it (sigaction(2)).
+/// From now on SIGTERM, and what else stops a server, end this process at once, by their default action. Those that have
+/// arrived and are blocked are forgotten: ignoring a signal discards it (sigaction(2)).
 pub fn end_at_once_on_termination() {
     for signal in &stop_signals() {
         for handler in [SigHandler::SigIgn, SigHandler::SigDfl] {
@@ -228,19 +228,19 @@ pub struct SignalQueue {
 }
 
 impl SignalQueue {
-    /// Blocks the signals, so that from now on they wait here. What is forked later inherits the blocking and
-    /// calls one of the other two.
+    /// Blocks the signals, so that from now on they wait here. What is forked later inherits the blocking, and unblocks
+    /// them by [`shut_sockets_on_termination`], [`wake_on_termination`] or [`shut_listener_on_termination`].
     pub fn open() -> nix::Result<SignalQueue> {
         ignore_meaningless()?;
         SignalQueue::of(stop_signals())
     }
 
-    /// SIGTERM, SIGINT, SIGCHLD and these.
+    /// As [`SignalQueue::open`], for SIGTERM, SIGINT, SIGCHLD and `others`; all other signals do what they did.
     pub fn open_for(others: &[Signal]) -> nix::Result<SignalQueue> {
         SignalQueue::of([Signal::SIGTERM, Signal::SIGINT].iter().chain(others).copied().collect())
     }
 
-    /// This one alone, for this thread and those that it starts.
+    /// As [`SignalQueue::open`], for this signal only, in this thread and those that it starts.
     pub fn open_only(signal: Signal) -> nix::Result<SignalQueue> {
         SignalQueue::block(SigSet::from_iter([signal]))
     }
