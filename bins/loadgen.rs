@@ -63,7 +63,7 @@ fn run_command() -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// With the engine that this kernel has.
+/// The plan with the engine that this kernel has; says so where it is another than was asked for.
 fn with_engine(mut plan: Plan) -> Plan {
     let (engine, instead) = engine::choose(plan.threads.engine);
     instead.iter().for_each(|why| console::log(format_args!("loadgen: {why}")));

@@ -32,7 +32,7 @@ struct Args {
 
 /// Tokens beside the descriptors of connections.
 const TERMINATION: u64 = 1 << 32;
-/// Of what has failed: the client is gone, and the receive says so.
+/// The token of a send that has failed: the client is gone, and the receive says so.
 const NOT_SENT: u64 = TERMINATION + 1;
 
 const BUFFERS: u16 = 256;

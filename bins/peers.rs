@@ -147,8 +147,8 @@ impl Peers<'_> {
         is_passed
     }
 
-    /// Of two others, chosen at random, the less busy one, if it has fewer connections than we. With as many as we
-    /// have, to pass would cost something and even out nothing.
+    /// The less busy of two others, chosen at random, if it has fewer connections than we. With as many as we have, to
+    /// pass would cost something and even out nothing.
     fn less_busy(&mut self) -> Option<usize> {
         let others = self.outboxes.len() - 1;
         if others == 0 {

@@ -80,7 +80,8 @@ fn run(lock: LockKind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     Ok(scoreboard.report(address, Some(Usage::of_thread())))
 }
 
-/// With a lock it waits for its turn, and holds the lock until it has a connection. `None` when the server is to stop.
+/// The next connection; with a lock the thread waits for its turn, and holds the lock until it has one. `None` when the
+/// server is to stop.
 fn accept_in_turn(lock: Option<&Mutex<()>>, socket: &OwnedFd, worker: &Worker) -> Result<Option<OwnedFd>, Failure> {
     // What it guards is the kernel's: a thread that panicked with it has left nothing half done.
     let _turn = lock.map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));

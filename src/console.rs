@@ -4,7 +4,7 @@
 //! - a line of the log ([`log`]) is written if there is room for it; otherwise it is dropped and counted, and the next
 //!   line for which there is room comes with the number of those that are missing;
 //! - a document ([`print()`], [`print_last`]) is written completely, however slowly it is read;
-//! - a reader that is gone is no error anywhere: it wants no more, and the exit status is what it would have been.
+//! - a reader that is gone is not an error anywhere: it wants no more, and the exit status is what it would have been.
 //!
 //! Room is what poll(2) reports, and a piece is no longer than a pipe then takes at once. When two
 //! processes share a pipe, poll may report its last free page to both; the second to write waits for the reader.
@@ -169,7 +169,7 @@ pub fn count_lines(bytes: &[u8]) -> u64 {
 /// bound, and is written later.
 #[derive(Default)]
 pub struct Console {
-    /// Otherwise standard error.
+    /// Whether it writes to standard output, and not to standard error.
     is_output: bool,
     waiting: Vec<u8>,
     dropped: u64,

@@ -27,7 +27,8 @@ impl Failure {
         self
     }
 
-    /// A line that another process has already composed.
+    /// A line that is complete as it is: another process or another part has composed it, or no error of the system is
+    /// its reason.
     pub fn relay(line: String) -> Failure {
         Failure { line }
     }

@@ -23,7 +23,7 @@ impl Counters {
         Counters::seen_by("self")
     }
 
-    /// With the network's counters as this process has them: `self`, or a pid.
+    /// The counters, those of the network as this process has them: `self`, or a pid.
     pub fn seen_by(process: impl Display) -> Counters {
         let netstat = fs::read_to_string(format!("/proc/{process}/net/netstat")).unwrap_or_default();
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -66,7 +66,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Of this machine and process; what cannot be read has the kernel's default.
+    /// The limits of this machine and process; what cannot be read has the kernel's default.
     pub fn now() -> Limits {
         let range = sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
         let reserved = sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default();

@@ -51,7 +51,7 @@ pub struct Meaning {
     pub definition: String,
 }
 
-/// Of a metric by its key, or of one statistic of a distribution: `send_delay_us.p99`.
+/// The meaning of a metric by its key, or of one statistic of a distribution: `send_delay_us.p99`.
 ///
 /// # Panics
 /// When there is no such metric: keys are constants of this program.

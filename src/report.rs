@@ -109,11 +109,11 @@ impl ServerReport {
     }
 }
 
-/// What `trial --format json` prints: the numbers of one task for one process manager, by the keys of
-/// [`metrics`](crate::metrics).
+/// What `trial --format json` prints: the numbers of one task for one program (a manager, a server, a tool), by the
+/// keys of [`metrics`](crate::metrics).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrialReport {
-    /// Of the manager.
+    /// The version of what was tried; empty where it has none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// Why nothing was measured: a program is not installed.

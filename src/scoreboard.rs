@@ -1,7 +1,7 @@
 //! The scoreboard: one row of counters per worker, in memory that all processes of a server share and, with
 //! `--scoreboard PATH`, other programs too.
 //!
-//! Rules of use: a row is written by its worker alone (or by whoever reaps it, afterwards), each row has cache
+//! Rules of use: a row is written only by its worker (or by whoever reaps it, afterwards), each row has cache
 //! lines of its own, and readers need no lock: each counter is exact by itself, two of them may be a moment apart.
 //! In two cases others write to it as well; both add, so nothing gets lost: in a cluster a worker and its successor may
 //! have one row at the same time; and whoever passes a connection on may count it as open for the worker that gets it.
@@ -68,8 +68,8 @@ pub struct WorkerRow {
 }
 
 impl WorkerRow {
-    /// Who sees the new count sees what this worker has done before (see [`WorkerRow::get`]): some readers rely on the
-    /// order of two counts.
+    /// A reader that sees the new count sees what this worker has done before (see [`WorkerRow::get`]): some readers rely
+    /// on the order of two counts.
     pub fn add(self, count: Count, n: u64) {
         self.words[count as usize].fetch_add(n, Release);
     }
@@ -119,7 +119,7 @@ impl WorkerRow {
         }
     }
 
-    /// Of one more process that has served for this row.
+    /// Adds the usage of one more process that has served for this row.
     pub fn add_usage(self, usage: Usage) {
         self.add(Count::CpuUserUs, usage.cpu_user_us);
         self.add(Count::CpuSystemUs, usage.cpu_system_us);
@@ -281,7 +281,7 @@ impl Scoreboard {
         WorkerRow { words: &self.words[start..start + ROW_WORDS] }
     }
 
-    /// Of these workers, which are processes, the one with the fewest open connections, and how many that are. One that
+    /// The worker with the fewest open connections among these, which are processes, and how many that are. One that
     /// has died has none and will take none: it is left out.
     pub fn least_busy(&self, among: impl IntoIterator<Item = usize>) -> Option<(usize, u64)> {
         let alive = among.into_iter().filter(|&id| !self.row(id).has_ended());

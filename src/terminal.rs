@@ -74,7 +74,7 @@ pub fn columns_of(text: &str) -> usize {
     Span::raw(text).width()
 }
 
-/// At most so many columns; what is cut ends with `…`.
+/// The text in at most so many columns; what is cut ends with `…`.
 pub fn shortened(text: &str, width: usize) -> String {
     if columns_of(text) <= width {
         return text.to_string();

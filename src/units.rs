@@ -120,7 +120,7 @@ pub fn utc_now_ms() -> String {
     Utc::now().format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
-/// Of the wall clock, which may jump: to be shown, never to measure.
+/// The time of the wall clock, which may jump: to be shown, never to measure.
 pub fn wall_ms() -> u64 {
     Utc::now().timestamp_millis().try_into().unwrap_or_default()
 }

@@ -31,7 +31,7 @@ pub struct ListeningSocket {
     pub connection_head: String,
     _file: Option<SocketFile>,
     pub socket: Arc<OwnedFd>,
-    /// With the port that the kernel chose.
+    /// The address in use, with the port that the kernel chose.
     pub address: Address,
     pub data: Value,
     /// The workers that have called `listen()`, with their numbers.
@@ -41,7 +41,7 @@ pub struct ListeningSocket {
     /// Accepted, and to be given again.
     pub returned: VecDeque<Arc<OwnedFd>>,
     pub is_ready: bool,
-    /// Since when it has no member, and its connections wait for a successor.
+    /// The time since which it has no member, and its connections wait for a successor.
     pub orphaned_ns: Option<u64>,
     pub closed_by: Option<UniqueId>,
 }

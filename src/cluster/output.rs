@@ -91,7 +91,7 @@ impl Pipe {
     }
 }
 
-/// With `--worker-output`.
+/// The path that a worker writes this stream to, with `--worker-output`.
 pub fn path_of_worker(base: &Path, number: usize, stream: OutputStream) -> PathBuf {
     let word = if stream == OutputStream::Output { "out" } else { "err" };
     format!("{}.{number}-{word}", base.display()).into()

@@ -46,7 +46,7 @@ pub struct Query {
     pub index: Value,
     pub flags: Value,
     pub backlog: Value,
-    /// Of a Unix socket: all users may read from it, or write to it.
+    /// A Unix socket: all users may read from it, or write to it.
     pub readable_all: Value,
     pub writable_all: Value,
     /// The connections are to send small answers at once. Not Node's word: ours say it.

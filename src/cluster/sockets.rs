@@ -60,7 +60,8 @@ impl Sockets {
         Sockets { most_unanswered, ..Sockets::default() }
     }
 
-    /// With their numbers, in the order in which they became free.
+    /// The workers that may get a connection of this socket, with their numbers, in the order in which they became
+    /// free.
     pub fn free(&self, socket: u64) -> &[(UniqueId, usize)] {
         &self.sockets[&socket].free
     }

@@ -77,7 +77,7 @@ pub struct WorkerProcess {
     /// It counts in the scoreboard by itself.
     pub counts: bool,
     heard_ns: u64,
-    /// Since when it owes a sign of life.
+    /// The time since which it owes a sign of life.
     silent_since_ns: Option<u64>,
     pub is_hung: bool,
 }
@@ -230,7 +230,7 @@ impl WorkerProcess {
         let _ = kill(self.pid, Signal::SIGTERM);
     }
 
-    /// With all that it has started and that has stayed in its group.
+    /// Kills it, and all that it has started and that has stayed in its group.
     pub fn kill(&self) {
         // It may be gone; then there is nothing to kill.
         let _ = killpg(self.pid, Signal::SIGKILL);

@@ -199,7 +199,8 @@ impl Workers {
         Ok(id)
     }
 
-    /// With what differs from worker to worker: the pipes it writes to, and the inspector's port.
+    /// The command of a worker, with what differs from worker to worker: the pipes it writes to, and the inspector's
+    /// port.
     fn command(&mut self, number: usize, id: UniqueId) -> Result<Command, Failure> {
         let mut output = |stream| {
             let Some(base) = &self.args.worker_output else {
@@ -502,7 +503,7 @@ impl Workers {
         Some(exit_reason)
     }
 
-    /// Of its FIFOs, where it writes to some (`--worker-output`).
+    /// Ends the output in its FIFOs, where it writes to some (`--worker-output`).
     fn end_output(&self, number: usize) {
         self.args.worker_output.iter().for_each(|base| output::end_worker(base, number));
     }

@@ -65,7 +65,7 @@ pub fn explain() -> String {
     )
 }
 
-/// Of explanations, in columns of a terminal.
+/// The width of explanations, in columns of a terminal.
 const WIDTH: usize = 100;
 
 pub fn measure(

@@ -101,7 +101,7 @@ impl Program {
         Program { cpus: Some(cpus.to_vec()), ..self }
     }
 
-    /// With this variable in its environment.
+    /// The program with this variable in its environment.
     pub fn with_variable(mut self, name: &str, value: impl Into<OsString>) -> Program {
         self.variables.push((name.to_string(), value.into()));
         self

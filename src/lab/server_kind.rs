@@ -16,7 +16,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// By the first words of a command line.
+    /// The kind that the first words of a command line mean.
     pub fn of(words: &[String]) -> Kind {
         let name = |word: &str| word.rsplit('/').next().unwrap_or(word).to_lowercase();
         // A program that writes its own title has it as one word: `puma 5.6.5 (tcp://127.0.0.1:8080) [folder]`.

@@ -29,7 +29,7 @@ pub enum Target {
 
 /// The listeners that a target means, and who has them.
 pub struct Found {
-    /// Of a target that is a process: distinguishes it from a later one of its number.
+    /// The process, where the target is one: distinguishes it from a later process with its number.
     pub identity: Option<Process>,
     pub addresses: BTreeSet<String>,
     /// The processes that have a descriptor of one of the listeners, and of which.

@@ -101,7 +101,7 @@ struct ObserverState {
     callback: Option<ObserverCallback>,
     is_active: bool,
     is_unreferenced: bool,
-    /// Of a timer: zero for once.
+    /// The period of a timer; zero when it runs once.
     repeat: Duration,
 }
 
@@ -109,7 +109,7 @@ pub struct PhasedLoop {
     epoll: Epoll,
     /// The time that callbacks see: it stands still while they run.
     pub now_ns: u64,
-    /// Of the callback that runs.
+    /// The phase of the callback that runs.
     pub phase: Phase,
     observers: Slots<ObserverState>,
     /// Observers that are active and referenced: the loop goes on for them.

@@ -65,7 +65,7 @@ struct Daemon {
     signals: SignalQueue,
     /// Our standard error is its `pm.log`.
     own_log: Option<PmHome>,
-    /// By client; one may have left.
+    /// The change that each client waits for; a client may have left.
     awaited: BTreeMap<u64, AwaitedChange>,
     is_ending: bool,
     ends_with_last: bool,

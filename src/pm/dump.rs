@@ -19,7 +19,7 @@ use crate::units::wall_ms;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedState {
-    /// Of the machine's start: numbers and times of processes mean nothing after the next.
+    /// The id of the machine's start: numbers and times of processes mean nothing after the next.
     boot: String,
     pub apps: Vec<SavedApplication>,
 }
@@ -41,7 +41,7 @@ pub struct Application {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProcessRecord {
     pub id: u32,
-    /// Among the instances of the application.
+    /// Its number among the instances of the application.
     pub number: usize,
     pub status: ProcessStatus,
     /// It has ended by itself and stays so: its clock may start it again, unless somebody stops that, too.
@@ -83,7 +83,7 @@ pub enum AfterStop {
 }
 
 impl ProcessRecord {
-    /// Of one that has not been started yet.
+    /// The record of a process that has not been started yet.
     pub fn new(id: u32, number: usize) -> ProcessRecord {
         let workers = vec![WorkerRecord { id, ..WorkerRecord::default() }];
         let (launch, created_ms) = (Launch::of_new_process(), wall_ms());

@@ -62,7 +62,7 @@ impl PmHome {
         &self.folder
     }
 
-    /// Of the daemon that has the lock, or had it last.
+    /// The pid of the daemon that has the lock, or had it last.
     pub fn daemon_pid(&self) -> Option<i32> {
         fs::read_to_string(self.folder.join("daemon.lock")).ok()?.trim().parse().ok()
     }
@@ -96,7 +96,7 @@ impl PmHome {
         self.folder.join("fifo").join(id.to_string())
     }
 
-    /// Of a worker of a cluster; worker 0 is all that there is in fork mode.
+    /// The FIFO of a worker of a cluster; worker 0 is all that there is in fork mode.
     pub fn fifo(&self, id: u32, worker: usize, stream: LogStream) -> PathBuf {
         self.folder.join("fifo").join(format!("{id}.{worker}-{}", stream.name()))
     }
@@ -109,7 +109,7 @@ impl PmHome {
     /// The daemon of this folder is whoever holds this. `None`: another one does.
     pub fn lock_daemon(&self) -> Result<Option<Flock<File>>, Failure> {
         let Some(mut lock) = self.lock("daemon.lock", FlockArg::LockExclusiveNonblock)? else { return Ok(None) };
-        // Only for people: who holds the lock is the daemon, whatever number stands here.
+        // Only for people: whichever process holds the lock is the daemon, whatever number stands here.
         let written = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         written.map_err(|error| Failure::new("write daemon.lock", error))?;
         Ok(Some(lock))
@@ -133,7 +133,7 @@ impl PmHome {
         }
     }
 
-    /// Until then a file that was replaced may have its old content after a crash of the machine (fsync(2)).
+    /// Makes replaced files last: until then one may have its old content after a crash of the machine (fsync(2)).
     pub fn sync(&self) -> Result<(), Failure> {
         let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
         synced.map_err(|error| Failure::new(format_args!("write {}", self.folder.display()), error))

@@ -43,8 +43,8 @@ impl Launch {
         Some(Launch { token: token.to_owned(), number: number.parse().ok()? })
     }
 
-    /// Of the processes that were found, the one of the last start, if that came after this one: the state file may not
-    /// know it yet.
+    /// The last start among the processes that were found, if it came after this one: the state file may not know it
+    /// yet.
     pub fn find_later<'a>(&self, found: &'a [LaunchedProcess]) -> Option<&'a LaunchedProcess> {
         let ours = found.iter().filter(|process| process.launch.token == self.token);
         let later = ours.filter(|process| process.launch.number > self.number);

@@ -26,7 +26,7 @@ struct Member {
 }
 
 impl ProcessTree {
-    /// Of a process that leads a session, or of [`NOBODY`].
+    /// The tree of a process that leads a session, or of [`NOBODY`].
     pub fn new(leader: i32, launch: Launch) -> ProcessTree {
         ProcessTree { leader, launch, members: Vec::new() }
     }
@@ -51,7 +51,7 @@ impl ProcessTree {
         self.members = alive.iter().map(member).collect();
     }
 
-    /// To all but the leader.
+    /// Sends a signal to all but the leader.
     pub fn signal(&self, signal: Signal) {
         self.members.iter().for_each(|member| self.send(member.pid, signal));
     }

@@ -32,7 +32,7 @@ pub enum PmRequest {
     #[command(skip)]
     Start {
         apps: Vec<AppConfig>,
-        /// Of the client: what the applications' own variables are added to.
+        /// The client's environment: what the applications' own variables are added to.
         #[serde(default)]
         environment: BTreeMap<String, String>,
         /// A name that is there already is an error.
@@ -50,7 +50,7 @@ pub enum PmRequest {
     #[command(skip)]
     Restart {
         targets: Vec<String>,
-        /// Of the client, in place of that of before.
+        /// The client's environment, in place of the one before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         environment: Option<BTreeMap<String, String>>,
     },
@@ -228,7 +228,7 @@ pub struct ProcessState {
     pub max_memory_restart: Option<u64>,
 }
 
-/// With PM2's words.
+/// How a process is, in PM2's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProcessStatus {

@@ -134,7 +134,7 @@ impl Watcher {
         }
     }
 
-    /// With the folder of the root itself, of each link on the way to it, and of the first name that is missing.
+    /// Watches the roots: the folder of each, of each link on the way to it, and of the first name that is missing.
     fn watch_roots(&mut self) {
         for root in self.config.watch.clone() {
             for path in root.ancestors() {

@@ -159,7 +159,7 @@ pub fn handle(io: &mut impl Io, worker: &mut Worker) -> Result<(), ConnectionLos
 struct Handler<'a, I> {
     io: &'a mut I,
     reader: RequestReader,
-    /// So many bytes are not yet consumed.
+    /// How many bytes of the buffer are not yet consumed.
     filled: usize,
 }
 

@@ -39,7 +39,7 @@ struct State {
     /// Connections that our table of descriptors has room for.
     room: usize,
     slow_from: Duration,
-    /// Of the acceptor; a second one where it has two descriptors.
+    /// The observers of the acceptor: one for each of its descriptors.
     acceptors: Vec<Observer>,
     /// A signal has asked the server to stop.
     is_ending: bool,

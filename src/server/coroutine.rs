@@ -158,7 +158,7 @@ struct Socket {
     awaited: Cell<Awaited>,
     /// False when the last receive emptied the socket: the next edge will tell.
     readable: Cell<bool>,
-    /// Behind the last byte stands the end of the stream.
+    /// Whether the end of the stream stands behind the last byte.
     end_announced: Cell<bool>,
     /// What was sent last waits in the kernel for the end.
     owes_end: Cell<bool>,
@@ -227,7 +227,7 @@ pub struct CoroutineIo<'a> {
     yielder: &'a Yielder<Option<Wake>, Step>,
     pool: Rc<Pool>,
     buffer: Vec<u8>,
-    /// Since others had their turn.
+    /// The receives since others had their turn.
     receives: usize,
 }
 
@@ -283,7 +283,7 @@ impl Io for CoroutineIo<'_> {
         &mut self.buffer
     }
 
-    /// On the thread's stack: it goes deeper than the rest, and the pages that it touches are the same for all.
+    /// Parses on the thread's stack: it goes deeper than the rest, and the pages that it touches are the same for all.
     fn parse(&mut self, reader: &mut RequestReader, filled: usize) -> (usize, Next) {
         let bytes = &self.buffer[..filled];
         self.yielder.on_parent_stack(|| reader.next(bytes))

@@ -145,7 +145,7 @@ impl Member {
                 return accepted;
             }
         }
-        // Until nothing is left: who waits for edges is not woken for the rest.
+        // Until nothing is left: a loop that waits for edges is not woken for the rest.
         while self.receive() == Received::Something && self.waiting.is_empty() {}
         match self.next_passed() {
             Some(connection) => Ok(connection),

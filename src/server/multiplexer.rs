@@ -50,7 +50,7 @@ impl Multiplexer {
         lowered.map(|()| Multiplexer::PollSet(PollSet::new(Call::Select)))
     }
 
-    /// Watches a descriptor that is no connection.
+    /// Watches a descriptor that is not a connection: the listener, or one that tells it to stop.
     pub fn add(&mut self, fd: impl AsFd, token: u64, interest: Interest) -> nix::Result<()> {
         match self {
             Multiplexer::Epoll(epoll) => epoll.add(fd, token, interest),

@@ -59,7 +59,7 @@ pub struct WaitingRequest {
 struct OpenConnection {
     connection: Connection,
     all: Arc<OpenCount>,
-    /// Of the first worker that served it.
+    /// The row of the first worker that served it.
     row: Option<WorkerRow>,
     is_registered: bool,
     lingers_until_ns: Option<u64>,
@@ -80,7 +80,7 @@ pub struct WaitingConnections {
 
 #[derive(Default)]
 struct Waiting {
-    /// With the times at which they have been silent for too long.
+    /// The connections that wait, with the times at which they have been silent for too long.
     connections: Slots<(OpenConnection, u64)>,
     due: BTreeSet<(u64, SlotKey)>,
     is_ending: bool,
@@ -97,7 +97,7 @@ pub struct Poller<A> {
     is_watching: bool,
     paused_until_ns: Option<u64>,
     is_ending: bool,
-    /// At the end: connections that are served once more.
+    /// The connections that are served once more at the end.
     last: Vec<ReadyConnection>,
 }
 

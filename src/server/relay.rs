@@ -395,11 +395,11 @@ struct Pair {
     client: OwnedFd,
     worker: Socket,
     refusals: usize,
-    /// To the worker. Until then nothing is received from the client.
+    /// Whether the connection to the worker is there. Until then nothing is received from the client.
     is_connected: bool,
-    /// From the client to the worker.
+    /// What goes from the client to the worker.
     up: Stream,
-    /// From the worker to the client.
+    /// What goes from the worker to the client.
     down: Stream,
     /// The client did not take all at some time, so EPOLLOUT is watched as well.
     watches_output: bool,

@@ -69,7 +69,7 @@ impl Select {
 /// A group's way of choosing: the program in the kernel, and what the workers and the parent do for it.
 pub struct Selector {
     select: Select,
-    /// By worker, where the program weighs loads.
+    /// The load of each worker, where the program weighs loads.
     loads: Vec<Load>,
     live_set: Option<LiveSet>,
 }

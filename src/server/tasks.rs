@@ -134,7 +134,7 @@ fn poll_acceptor<'a>(
 pub struct AsyncConnection {
     connection: Connection<AsyncDescriptor>,
     next_step: TakeStep<AsyncDescriptor>,
-    /// Of the first thread that served it.
+    /// The row of the first thread that served it.
     row: Option<WorkerRow>,
     /// When it will have been silent for too long.
     due: Instant,
@@ -175,8 +175,8 @@ impl AsyncConnection {
         })
     }
 
-    /// Until its socket has something for us ([`Interest::READABLE`]) or takes something, or it has been silent for too
-    /// long: then the next step ends it.
+    /// Waits until its socket has something for us ([`Interest::READABLE`]) or takes something, or it has been silent
+    /// for too long: then the next step ends it.
     pub async fn ready(&mut self, interest: Interest, mut timer: Pin<&mut Sleep>) {
         if timer.deadline() > self.due {
             timer.as_mut().reset(self.due);
@@ -214,7 +214,7 @@ impl AsyncConnection {
         .await;
     }
 
-    /// Until the request has waited for so long: the next step answers it. The thread serves others meanwhile.
+    /// Waits for so long, which the request costs: the next step answers it. The thread serves others meanwhile.
     pub async fn wait(&mut self, duration: Duration, mut timer: Pin<&mut Sleep>) {
         timer.as_mut().reset(Instant::now() + duration);
         timer.await;

@@ -48,7 +48,8 @@ impl ReadyPipe {
         }
     }
 
-    /// To the parent while it still waits for this worker, which ends; otherwise it comes back.
+    /// Sends the failure to the parent, if it still waits for this worker to be ready, and ends the worker. Otherwise
+    /// returns the failure.
     fn report_failure(self, failure: Failure) -> Failure {
         if let Some(mut pipe) = self.pipe.take() {
             let _ = writeln!(pipe, "{failure}");

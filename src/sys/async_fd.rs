@@ -13,7 +13,7 @@ pub struct AsyncDescriptor {
 }
 
 impl AsyncDescriptor {
-    /// Of the runtime that the caller runs in. The descriptor is in non-blocking mode.
+    /// A descriptor that the runtime of the caller watches. It is in non-blocking mode.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).

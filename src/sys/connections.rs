@@ -11,7 +11,7 @@ use crate::sys::sock_diag::{
 /// One connection, of TCP or of a Unix socket.
 pub struct Connection {
     pub key: Key,
-    /// Of the socket: it has another one in TIME_WAIT.
+    /// The number of the socket, which has another one in TIME_WAIT.
     pub cookie: u64,
     /// 0 when nobody has accepted it.
     pub inode: u32,
@@ -19,7 +19,7 @@ pub struct Connection {
     pub is_alive: bool,
     /// Bytes that wait to be read.
     pub received: u32,
-    /// Of TCP, where they are asked for.
+    /// The segments with data that TCP has received, where they are asked for.
     pub data_segments: u32,
 }
 
@@ -30,7 +30,7 @@ pub enum Key {
     Unix(u32),
 }
 
-/// Of the address of a [`crate::sys::sock_diag::Listener`].
+/// The connections of the address of a [`crate::sys::sock_diag::Listener`].
 pub fn connections_of(address: &str, extra: Extra) -> nix::Result<Vec<Connection>> {
     match address.parse() {
         Ok(address) => of_tcp(address, extra),
@@ -38,7 +38,7 @@ pub fn connections_of(address: &str, extra: Extra) -> nix::Result<Vec<Connection
     }
 }
 
-/// With those in TIME_WAIT on either side of a connection within this machine.
+/// The connections of a TCP address, with those in TIME_WAIT on either side of a connection within this machine.
 fn of_tcp(address: SocketAddr, extra: Extra) -> nix::Result<Vec<Connection>> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let (any, port) = (address.ip().is_unspecified(), address.port());

@@ -43,7 +43,7 @@ impl Descriptors {
         Some(found)
     }
 
-    /// Of all kinds.
+    /// The number of descriptors of all kinds.
     pub fn count(&self) -> usize {
         self.count
     }

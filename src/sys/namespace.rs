@@ -45,7 +45,7 @@ impl NetworkNamespace {
         };
         let mut command = Command::new("cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
-        // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
+        // SAFETY: between fork and exec the closure only makes system calls and allocates nothing (signal-safety(7)).
         let mut keeper = unsafe { command.pre_exec(prepare) }.spawn()?;
         let open = |name: &str| File::open(format!("/proc/{}/ns/{name}", keeper.id())).map(OwnedFd::from);
         match (open("user"), open("net")) {

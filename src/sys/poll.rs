@@ -21,7 +21,7 @@ pub enum Call {
 pub struct PollSet {
     call: Call,
     entries: Vec<libc::pollfd>,
-    /// Of the entry at the same place.
+    /// The token of the entry at the same place.
     tokens: Vec<u64>,
     /// The place of a descriptor's entry.
     places: Vec<Option<usize>>,

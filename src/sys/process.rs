@@ -86,7 +86,7 @@ pub fn spawn_child(
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
+    // SAFETY: between fork and exec the closure only makes system calls and allocates nothing (signal-safety(7)).
     unsafe { command.process_group(0).pre_exec(prepare) }.spawn()
 }
 
@@ -112,7 +112,7 @@ pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std:
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
+    // SAFETY: between fork and exec the closure only makes system calls and allocates nothing (signal-safety(7)).
     unsafe { command.pre_exec(prepare) }.spawn()
 }
 
@@ -173,7 +173,7 @@ impl Usage {
         Usage::of(UsageWho::RUSAGE_SELF)
     }
 
-    /// Of the calling thread; `max_rss_kib` is the process's.
+    /// The usage of the calling thread; `max_rss_kib` is the process's.
     pub fn of_thread() -> Usage {
         Usage::of(UsageWho::RUSAGE_THREAD)
     }
@@ -200,7 +200,7 @@ impl Usage {
     }
 }
 
-/// Of both together.
+/// The usage of both together.
 impl Add for Usage {
     type Output = Usage;
 

@@ -64,7 +64,7 @@ impl Stat {
 /// What we read of a thread: proc_pid_status(5), and `schedstat` (Linux, Documentation/scheduler/sched-stats.rst).
 pub struct TaskStat {
     pub name: String,
-    /// On a CPU, and ready for one.
+    /// The time on a CPU, and that in which it was ready for one.
     pub cpu_ns: u64,
     pub wait_ns: u64,
     /// Voluntary context switches.

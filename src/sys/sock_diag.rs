@@ -54,7 +54,7 @@ pub enum Extra {
 pub struct UnixSocket {
     pub state: u8,
     pub inode: u32,
-    /// Of the other end; 0 for none.
+    /// The inode of the other end; 0 for none.
     pub peer: u32,
     /// The path; of an abstract one with `@` in front.
     pub name: String,

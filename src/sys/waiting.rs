@@ -40,7 +40,7 @@ pub struct Waiting {
     pub is_a_guess: bool,
 }
 
-/// Of a list of descriptors so many are read.
+/// The most descriptors of a list that are read.
 const MOST_DESCRIPTORS: u64 = 4096;
 
 /// `None` when the thread has ended, or may not be looked at.

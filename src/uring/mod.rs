@@ -89,7 +89,8 @@ impl RingConnection {
 }
 
 impl<'a> RingLoop<'a> {
-    /// Of the calling thread. The termination is a descriptor that becomes readable when the server is to stop.
+    /// The loop of the calling thread. The termination is a descriptor that becomes readable when the server is to
+    /// stop.
     ///
     /// # Errors
     /// When this kernel gives us no ring.

@@ -28,7 +28,7 @@ pub struct Client {
     /// Received and not yet part of an answer.
     received: Vec<u8>,
     answers: usize,
-    /// Since the last answer; after an answer it stays until the next is sent.
+    /// What was sent since the last answer; after an answer it stays until the next is sent.
     sent: SentRequest,
     /// How the server has ended it: `closed` or `reset`.
     end: &'static str,
@@ -161,7 +161,7 @@ impl Client {
         piled_up.unwrap_or_else(|| self.broken("an answer begins to arrive", format!("{} bytes came", last.0)))
     }
 
-    /// Of both ends, ours first.
+    /// The addresses of both ends, ours first.
     fn addresses(&self) -> ProbeResult<(SocketAddr, SocketAddr)> {
         match (self.stream.local_addr(), self.stream.peer_addr()) {
             (Ok(ours), Ok(theirs)) => Ok((ours, theirs)),

@@ -110,7 +110,7 @@ impl NotHeld {
 }
 
 impl SentRequest {
-    /// Of a long request the beginning is shown.
+    /// Adds bytes that were sent; of a long request only the beginning is shown.
     fn add(&mut self, bytes: &[u8]) {
         const MOST: usize = 160;
         let room = MOST.saturating_sub(self.length).min(bytes.len());
@@ -192,7 +192,7 @@ impl Point {
 pub struct Level {
     pub number: usize,
     name: &'static str,
-    /// Of a hundred in all.
+    /// What it is worth: all levels together are worth 100.
     score: usize,
     tables: &'static [&'static [Point]],
     /// What a server that holds them all is good for.
@@ -225,7 +225,7 @@ pub fn points() -> Vec<&'static Point> {
 
 /// What of the contract is tried, and how the verdicts are shown.
 pub struct Options {
-    /// Of one level; of all when absent.
+    /// Only the points of this level; all levels when absent.
     pub level: Option<usize>,
     /// These points; all when empty.
     pub only: Vec<String>,

@@ -20,8 +20,8 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 /// From SIGTERM to the end: the contract gives up after 5 s, the rest is for printing and reaping.
 pub const STOP_WITHIN: Duration = Duration::from_secs(7);
 
-/// From its end to the end of its output: who reads it may have to wait for a CPU. A process that it leaves behind may
-/// hold the pipe open for longer.
+/// From the end of a server to the end of its output: the thread that reads it may have to wait for a CPU. A process
+/// that the server leaves behind may hold the pipe open for longer.
 const REST_WITHIN: Duration = Duration::from_secs(3);
 
 /// A running server. Dropping it kills all of its processes.

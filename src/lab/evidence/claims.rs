@@ -17,10 +17,10 @@ use crate::lab::record::Row;
 use crate::stats::{self, Summary};
 use crate::terminal::{Paint, shortened, wrapped};
 
-/// Of a verdict at the beginning of its line.
+/// The columns that a verdict's name takes at the beginning of its line.
 const NAME_COLUMNS: usize = 10;
 
-/// In columns. In a narrow terminal the numbers make room for it.
+/// The columns that the sentence gets at least: in a narrow terminal the numbers make room for it.
 const LEAST_OF_A_SENTENCE: usize = 30;
 
 /// Whether a claim is true by the rows.
@@ -75,9 +75,9 @@ pub struct JudgedClaim<'a> {
     pub verdict: ClaimVerdict,
     /// What each run gave, in the bar's unit.
     pub values: Vec<f64>,
-    /// Of these values.
+    /// The median of `values` and its interval; absent without a value.
     pub summary: Option<Summary>,
-    /// Of a ratio or a difference: the medians of its two numbers.
+    /// The medians of the two numbers of a ratio or a difference.
     pub sides: Option<[f64; 2]>,
 }
 

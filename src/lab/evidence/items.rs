@@ -113,7 +113,7 @@ enum Kind {
     Own,
     /// The field of a structure, or a function of a type: the same.
     Member,
-    /// Of a trait, named by its type.
+    /// What implements a trait, named by its type.
     Impl,
     /// A static, a macro, or a text that is no Rust.
     Other,

@@ -15,7 +15,7 @@ pub struct Lesson<'a> {
     pub tables: Vec<Table>,
     pub judged: Vec<JudgedClaim<'a>>,
     pub pictures: Vec<Drawn>,
-    /// With the numbers of the record; empty where the lesson has none.
+    /// The lesson's answer with the numbers of the record; empty where the lesson has none.
     pub answer: String,
 }
 

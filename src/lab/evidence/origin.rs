@@ -37,7 +37,8 @@ const OF_WORDS: [(&str, &[&str]); 19] = [
     ("src/sys/sock_diag.rs", FINDING),
     ("src/sys/waiting.rs", INSPECTING),
     ("src/lab/run/contender.rs", &["contenders", "blind-test"]),
-    // What a finding and a client of theirs come from, in folders that make no rows else.
+    // The two files of folders in `MAKES_NO_ROWS` that trials use: the rates by which `lab inspect` finds something, and
+    // the client that asks a server.
     ("src/lab/watch/rates.rs", INSPECTING),
     ("src/lab/check/client.rs", &["trial"]),
 ];

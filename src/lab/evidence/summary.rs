@@ -10,7 +10,7 @@ const LINES_OF_THE_ANSWER: usize = 3;
 /// A picture of fewer lines says nothing.
 const LINES_OF_A_PICTURE: usize = 4;
 
-/// At most a dozen lines, none of them wider than the terminal.
+/// The lesson in short: at most a dozen lines, none of them wider than the terminal.
 pub fn of(lesson: &Lesson, width: usize, paint: Paint) -> Vec<String> {
     let title = shortened(&format!("{} · {}", lesson.number(), lesson.experiment.title), width);
     let mut lines = vec![paint.bold(&title)];
@@ -60,7 +60,7 @@ pub fn headlines(lessons: &[Lesson], width: usize, paint: Paint) -> Vec<String> 
     lines
 }
 
-/// At most so many lines; a text that goes on is marked at its end.
+/// The first `most` lines; a text that goes on is marked at its end.
 fn beginning(mut lines: Vec<String>, most: usize, width: usize) -> Vec<String> {
     if lines.len() > most {
         lines.truncate(most);

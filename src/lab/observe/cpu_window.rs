@@ -15,9 +15,9 @@ const MOST_PROCESSES: usize = 1024;
 pub struct CpuWindow {
     /// Between the two looks, by the lab's clock; the client's own window is a little longer or shorter.
     pub length_us: u64,
-    /// Of all processes.
+    /// The CPU time of all processes.
     pub cpu_us: u64,
-    /// Of the first process, which is the master where there is one.
+    /// The CPU time of the first process, which is the master where there is one.
     pub first_us: u64,
 }
 

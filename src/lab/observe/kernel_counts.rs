@@ -164,7 +164,7 @@ fn unseen() -> String {
 /// The kernel's counts of every task at one moment.
 struct Reading {
     tasks: BTreeMap<i32, Task>,
-    /// By process.
+    /// The account of each process.
     accounts: BTreeMap<i32, Account>,
 }
 

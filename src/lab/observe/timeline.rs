@@ -19,7 +19,7 @@ const KEPT: usize = 8;
 pub struct Snapshot {
     /// From the start of the client.
     pub at_ms: u64,
-    /// By worker.
+    /// The open connections of each worker.
     pub active: Vec<u64>,
 }
 

@@ -59,7 +59,7 @@ impl Tracepoints {
         })
     }
 
-    /// By task: how often it was woken, how often it left a CPU.
+    /// For each task how often it was woken, and how often it left a CPU.
     pub fn read(&self) -> Result<BTreeMap<i32, (u64, u64)>, String> {
         let mut counts: BTreeMap<i32, (u64, u64)> = BTreeMap::new();
         let read = |counter: &Counter| counter.read().map_err(|error| format!("tracepoints: read a counter: {error}"));
@@ -93,7 +93,7 @@ impl AcceptCounters {
         Ok(AcceptCounters { accepts, wakeups })
     }
 
-    /// By task: how many connections it has accepted, how often it was woken.
+    /// For each task how many connections it has accepted, and how often it was woken.
     pub fn read(&self) -> BTreeMap<i32, (u64, u64)> {
         let mut counts: BTreeMap<i32, (u64, u64)> = BTreeMap::new();
         let read = |counter: &Counter| counter.read().unwrap_or(0);

@@ -59,7 +59,8 @@ pub struct Cell {
     pub column: String,
     /// All coordinates of the case.
     pub coordinates: Vec<(String, String)>,
-    /// Of the case with `--quick`, whose axes may have other values; nothing where no case or several fit.
+    /// The coordinates of the case with `--quick`, whose axes may have other values; absent where no case or several
+    /// fit.
     pub quick: Option<Vec<(String, String)>>,
 }
 
@@ -93,7 +94,7 @@ impl Claim {
 }
 
 impl Comparison {
-    /// Otherwise it is a ratio, or in a larger unit.
+    /// Whether the bar is a number of the column as it is: not a ratio, and not in another unit of time.
     pub fn bar_is_in_the_columns_unit(&self) -> bool {
         self.scale == 1.0 && !matches!(self.other, Some((Operation::Over, _)))
     }

@@ -63,8 +63,8 @@ impl ServerCommand {
         self.text.split_whitespace().next().unwrap_or_default()
     }
 
-    /// With one more flag of the server's own. Where the server starts another program, that one's command line begins
-    /// behind `--`, and the flag stands before it.
+    /// The command with one more flag of the server's own. Where the server starts another program, that one's command
+    /// line begins behind `--`, and the flag stands before it.
     pub fn with(&self, flag: &str) -> ServerCommand {
         match self.text.split_once(" -- ") {
             Some((own, started)) => format!("{own} {flag} -- {started}").into(),
@@ -103,7 +103,7 @@ impl ClientCommand {
         self.text.split_whitespace().next().unwrap_or_default()
     }
 
-    /// Of a table of orders: how often the program runs to its end.
+    /// How often the program of a table of orders runs to its end.
     pub fn runs(&self) -> Option<u64> {
         self.text.strip_prefix("runs ")?.parse().ok()
     }
@@ -133,7 +133,7 @@ impl ClientCommand {
         self.program() == "loadgen" && (thinks || !is_fixed && (sessions || has("--arrivals").is_some()))
     }
 
-    /// With a seed of its own, unless the matrix has chosen one.
+    /// The command with a seed of its own, unless the matrix has chosen one or chance decides nothing.
     pub fn with_seed(&self, seed: u64) -> ClientCommand {
         if !self.is_random() || value::<String>(&self.text, "--seed").is_some() {
             return self.clone();
@@ -141,7 +141,7 @@ impl ClientCommand {
         format!("{} --seed {seed}", self.text).into()
     }
 
-    /// With another value behind `--warmup`.
+    /// The command with another value behind `--warmup`.
     pub fn with_warmup(&self, warmup: Duration) -> ClientCommand {
         let mut words: Vec<String> = self.text.split_whitespace().map(str::to_string).collect();
         let place = words.iter().position(|word| word == "--warmup").map(|flag| flag + 1);

@@ -27,7 +27,7 @@ pub struct Experiment {
     /// [`crate::lab::plan::citation`]. Empty when there is none.
     pub answer: String,
     pub matrix: Matrix,
-    /// Of what the matrix says about measuring, see [`measured_hash`].
+    /// The hash of what the matrix says about measuring, see [`measured_hash`].
     pub measured_hash: String,
     pub claims: Vec<Claim>,
     pub pictures: Vec<Picture>,

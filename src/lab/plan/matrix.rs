@@ -104,7 +104,7 @@ pub struct TheorySpec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishedPoint {
-    /// So many per cent of the requests took at most the value.
+    /// The per cent of the requests that took at most the value.
     pub at: f64,
     pub value: f64,
     pub label: String,
@@ -208,8 +208,8 @@ pub enum TableKind {
     /// A row per program that is no server: it runs to its end, again and again (`load = "runs 50"`), and each time
     /// prints JSON lines with an `id`. In how many orders do they come?
     Orders,
-    /// A row per process manager (`pm` and `pm2` stand where servers do), with the numbers of a trial (`load = "trial
-    /// NAME"`). `duration` says about how long it takes.
+    /// A row per program that is tried (a manager, a server, a tool: it stands where servers do), with the numbers of a
+    /// trial (`load = "trial NAME"`). `duration` says about how long it takes.
     Trials,
 }
 

@@ -30,7 +30,7 @@ pub struct Picture {
     pub log_y: bool,
     /// The values that are drawn, by coordinate; all of them where there is none.
     pub only: BTreeMap<String, Vec<String>>,
-    /// By the server as a row's coordinate has it.
+    /// The name of each server in the picture, by the server as a row's coordinate has it.
     pub names: BTreeMap<String, String>,
     pub theory: Vec<TheorySpec>,
     pub headline: bool,
@@ -53,7 +53,7 @@ pub enum X {
 /// A figure from elsewhere.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
-    /// Of the requests.
+    /// The per cent of the requests that took at most the value.
     pub percent: f64,
     pub value: f64,
     pub label: String,

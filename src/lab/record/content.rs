@@ -22,9 +22,9 @@ pub struct Content {
     /// Absent where git knows no `src/`, and in a record of a dirty tree: no commit has what that one measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trees: Option<Trees>,
-    /// By lesson.
+    /// The hash of each lesson's matrix.
     pub matrices: BTreeMap<String, String>,
-    /// Of the programs and scenarios in `experiments/`, by path. Older records have none.
+    /// The hashes of the programs and scenarios in `experiments/`, by path. Older records have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
@@ -36,7 +36,7 @@ pub struct Trees {
 }
 
 impl Content {
-    /// Of the repository as it is.
+    /// The content of the repository as it is.
     pub fn now(root: &Path, experiments: &[Experiment]) -> Content {
         let hash = |experiment: &Experiment| (experiment.name.clone(), experiment.measured_hash.clone());
         let id = |folder: &str| git(root, &["rev-parse", "--verify", "--quiet", &format!("HEAD:./{folder}")]);

@@ -28,7 +28,7 @@ pub struct Fingerprint {
     pub cpu: String,
     pub allowed_cpus: Vec<usize>,
     pub memory_mib: u64,
-    /// By the vulnerability's name; those that do not affect this CPU are left out.
+    /// What the kernel does against each vulnerability, by its name; those that do not affect this CPU are left out.
     pub mitigations: BTreeMap<String, String>,
     pub sysctls: BTreeMap<String, String>,
     /// RLIMIT_NOFILE, the soft limit.

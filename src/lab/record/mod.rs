@@ -100,7 +100,7 @@ pub struct Row {
     pub workers_folded: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadReport>,
-    /// Of a client that is not loadgen.
+    /// The report of a client that is not loadgen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign: Option<ForeignReport>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,7 +117,7 @@ pub struct Row {
     /// How long such a program ran, in the median.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_ms: Option<f64>,
-    /// What a trial of a process manager has measured.
+    /// What a trial has measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<TrialReport>,
     /// By how much the server's first process grew while the client measured.
@@ -126,7 +126,7 @@ pub struct Row {
     /// How the server ended by itself, where the matrix expects that; it may have printed no document then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<String>,
-    /// Of a server of another project, which prints no report: its version, in the first block.
+    /// The version of a server of another project, which prints no report; in the first block only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// What the kernel counted for the server from `ready` to the client's end.
@@ -268,7 +268,7 @@ pub struct Record {
 pub struct Writer {
     file: File,
     path: PathBuf,
-    /// Of the whole lines in the file.
+    /// The length of the whole lines in the file.
     bytes: u64,
     checksum: u64,
 }
@@ -324,7 +324,7 @@ fn stamp(folder: &Path, date: &str) -> String {
 /// The last member of each line; its value is the [`checksum`] in hexadecimal digits.
 const CHECKSUM: &str = ",\"checksum\":\"";
 
-/// Of a line and all before it, so that none can be changed, left out or put elsewhere unnoticed.
+/// The checksum of a line and all before it, so that none can be changed, left out or put elsewhere unnoticed.
 fn checksum(before: u64, line: &str) -> u64 {
     fnv1a(&format!("{before:016x}{line}"))
 }
@@ -370,7 +370,7 @@ fn read(path: &Path) -> Result<Record, String> {
 /// Reads the lines of a record in their order.
 struct RecordReader {
     name: String,
-    /// Of the lines so far.
+    /// The checksum of the lines so far.
     checksum: u64,
 }
 

@@ -61,7 +61,7 @@ impl Contender {
         Err(last)
     }
 
-    /// With its own port and folder.
+    /// The program of the command, with a port and a folder of its own.
     pub fn program(&self, command: &ServerCommand) -> Program {
         let text = command.text().replace("127.0.0.1:0", &self.address.to_string());
         Program::of(&text).with_variable(FOLDER, &self.folder)
@@ -126,7 +126,7 @@ impl Contender {
     }
 }
 
-/// Until the next look. A server that ends meanwhile was never ready.
+/// Waits until the next look. A server that ends meanwhile was never ready.
 fn wait_a_look(server: &mut Running) -> Result<(), NotReady> {
     match server.await_exit(LOOK_EVERY).map_err(|_| NotReady::Interrupted)? {
         None => Ok(()),
@@ -145,7 +145,7 @@ pub fn version(command: &ServerCommand, interrupt: &Interrupt) -> Option<String>
     text.lines().next().map(str::to_string)
 }
 
-/// Of each process: its number, its threads and the CPU time it has used.
+/// The number, the threads and the CPU time of each process.
 fn state_of(server: i32) -> Vec<(i32, u64, u64)> {
     members(server).iter().map(|stat| (stat.pid, stat.threads, stat.cpu_ticks)).collect()
 }

@@ -25,7 +25,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// Where the workers of a server are found.
 #[derive(Clone, Copy)]
 pub enum Workers {
-    /// By their rows.
+    /// They are found by their rows.
     Scoreboard(Scoreboard),
     /// They are the children of this process, in the order in which they were started.
     Children(i32),
@@ -219,7 +219,7 @@ pub fn remove_files(events: &Events) {
     events.files().for_each(|path| drop(fs::remove_file(path)));
 }
 
-/// By rename(2), so that a reader never sees half a value.
+/// Writes the time into a file, by rename(2), so that a reader never sees half a value.
 fn write_time(path: &Path) -> Result<(), String> {
     let fresh = path.with_extension("fresh");
     let written = fs::write(&fresh, format!("{}\n", monotonic_ns())).and_then(|()| fs::rename(&fresh, path));

@@ -36,7 +36,7 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond the time that the command line declares: for time-outs, late answers, and a number of requests.
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
-/// A trial that is told to end stops a process manager and all that it has started.
+/// A trial that is told to end stops all that it has started.
 const CLEAN_UP_WITHIN: Duration = Duration::from_secs(30);
 const ONE_REQUEST: &str =
     "loadgen --connections 1 --requests 1 --warmup 0s --timeout 10s --progress none --format json";
@@ -218,7 +218,8 @@ fn run_to_the_end(
     Ok((orders, took_ms))
 }
 
-/// One trial of a process manager. When the lab is interrupted it gets the time to end the manager.
+/// One trial of a program: a manager, a server, a tool. When the lab is interrupted it gets the time to end what it has
+/// started.
 fn trial_of(case: &Case, row: &Row, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
     let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
     let mut running = program.launch(&["--format", "json"])?;

@@ -38,9 +38,9 @@ pub fn crash_loops(manager: &Manager, max_restarts: u32, periods: &[Duration], d
         let entries = manager.list()?.into_iter();
         given_up = entries.filter(|entry| entry.pm2_env.status == "errored").map(|entry| entry.name).collect();
     }
-    // One byte for each start.
+    // `crash.js` appends a byte to its file at each start.
     let starts = |number: usize| fs::metadata(manager.path(&name(number))).map_or(0, |file| file.len());
-    // One that never ran was not given up.
+    // Given up within its restarts: a program that was never started does not count, nor one that had too many starts.
     let within =
         |number: &usize| given_up.contains(&name(*number)) && (1..=u64::from(lives)).contains(&starts(*number));
     Ok(numbers([

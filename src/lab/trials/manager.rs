@@ -62,7 +62,7 @@ pub enum ExecMode {
 pub struct Manager {
     kind: ManagerKind,
     folder: PathBuf,
-    /// Of the programs that applications are.
+    /// The folder of the programs that applications are.
     programs: PathBuf,
     interrupt: Interrupt,
 }
@@ -118,7 +118,7 @@ impl Manager {
         app
     }
 
-    /// As it says itself.
+    /// The version, as the manager says it itself.
     pub fn version(&self) -> Result<String, Stop> {
         let text = self.output(&["--version"])?;
         Ok(text.split_whitespace().next_back().unwrap_or_default().to_string())

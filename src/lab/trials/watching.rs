@@ -27,7 +27,8 @@ const GRACE: Duration = Duration::from_secs(120);
 const WARMUP: Duration = Duration::from_millis(300);
 /// `lab inspect` looks so much longer than the client sends.
 const MARGIN: Duration = Duration::from_millis(200);
-/// Of one client: a source address has 28,000 ports, and many systems allow a process 20,000 descriptors.
+/// The idle connections of one client: a source address has 28,000 ports, and many systems allow a process 20,000
+/// descriptors.
 const IDLE_PER_CLIENT: usize = 15_000;
 /// Looks whose time is measured.
 const LOOKS: usize = 5;

@@ -29,7 +29,7 @@ pub struct View {
     pub is_running: bool,
     pub interval: Duration,
     pub workers: Vec<WorkerRates>,
-    /// Of all workers in the kernel, per second; unknown at the first look.
+    /// The context switches of all workers per second, as the kernel counts them; unknown at the first look.
     pub switches: Option<f64>,
     /// The first worker that is shown; [`View::scroll`] keeps it where it makes sense.
     pub first: usize,

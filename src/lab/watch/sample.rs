@@ -24,7 +24,7 @@ pub struct WatchedServer {
     /// Which file the name meant when it was opened.
     file: (u64, u64),
     process: Process,
-    /// As it was started, without the folder of the program.
+    /// The command line as the server was started, without the folder of the program.
     pub command: String,
     /// The sockets it listens on, where the user may see them.
     pub addresses: Vec<SocketAddr>,
@@ -37,8 +37,8 @@ pub struct ServerSample {
     pub uptime_s: f64,
     /// The server's first process lives.
     pub is_running: bool,
-    /// Of all workers' processes, in the kernel: a worker that is woken for nothing and sleeps again inside
-    /// `epoll_wait` shows only here.
+    /// The context switches of all workers' processes, as the kernel counts them: a worker that is woken for nothing
+    /// and sleeps again inside `epoll_wait` shows only here.
     pub switches: Option<u64>,
     pub workers: Vec<WorkerSample>,
 }

@@ -46,7 +46,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 #[derive(Default)]
 pub struct BackgroundCounts {
     pub idle: SlowCounts,
-    /// Of the idle ones.
+    /// The failures of the idle connections.
     pub failures: Failures,
     pub slow: Vec<SlowCounts>,
 }

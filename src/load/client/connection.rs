@@ -41,7 +41,7 @@ pub struct ClientConnection {
     pub sent_ns: u64,
     /// The outstanding request was sent before, at [`sent_ns`](Self::sent_ns), on a connection that the server closed.
     pub retried: bool,
-    /// Of the answer that is coming in; 0 before its first byte.
+    /// The time of the first byte of the answer that is coming in; 0 before it.
     pub first_byte_ns: u64,
     pub began_ns: u64,
     pub deadline_ns: u64,

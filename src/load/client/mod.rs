@@ -82,7 +82,7 @@ pub struct ClientLoop<'a, E> {
     sockets_to_close: Vec<Socket>,
     /// Connections without an outstanding request, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
-    /// Until when the user of which connection thinks.
+    /// The users that think, and until when: the end of the pause, and the connection.
     thinking: BinaryHeap<Reverse<(u64, u32)>>,
     schedule: Schedule,
     thinker: Thinker,

@@ -28,7 +28,7 @@ const STALL_FROM: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(1);
 /// Long enough to work the backlog off.
 const RUN: Duration = Duration::from_secs(3);
-/// Of the open loop, a fifth of what the server can do.
+/// The rate of the open loop, a fifth of what the server can do.
 const RATE_PER_S: f64 = 200.0;
 const BIN: Duration = Duration::from_millis(100);
 
@@ -36,7 +36,7 @@ const BIN: Duration = Duration::from_millis(100);
 pub struct Demonstration {
     closed: LoadReport,
     open: LoadReport,
-    /// Of the closed and of the open loop, made of single answers, which the reports then leave out.
+    /// Pictures of the closed and of the open loop, made of single answers, which the reports then leave out.
     #[serde(skip)]
     pictures: [String; 2],
 }

@@ -83,7 +83,7 @@ type NumberedCounts = (usize, u64, IntervalCounts);
 pub struct IntervalSender {
     thread: usize,
     counts: IntervalCounts,
-    /// At the beginning of the present interval; `open` is 0, since it is not a difference.
+    /// The totals at the beginning of the present interval; `open` is 0, since it is not a difference.
     before: Totals,
     length_ns: u64,
     start_ns: u64,

@@ -20,7 +20,7 @@ pub struct Series {
 #[derive(Clone)]
 struct Second {
     latency: Times,
-    /// Of each millisecond: an answer was complete in it.
+    /// For each millisecond, whether an answer was complete in it.
     answered: [bool; SECOND_MS as usize],
 }
 
@@ -113,7 +113,7 @@ impl Series {
 pub struct SeriesPart {
     pub answers: u64,
     pub latency_sum_ns: u64,
-    /// Of all requests that ended in it.
+    /// The times of all requests that ended in it.
     pub latency: Option<Box<Times>>,
 }
 

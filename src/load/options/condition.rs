@@ -21,7 +21,7 @@ const TIMES: Named<fn(&LoadReport) -> &Latency, 5> = [
 ];
 const SEND_DELAY: &str = "send_delay.";
 
-/// Of [`Latency::named`]: all but the deviation.
+/// How many of [`Latency::named`] a condition may name: all but the deviation.
 const STATISTICS: usize = 6;
 
 /// `None` where it was not measured. Under a higher load those of [`FALLING`] fall.
@@ -38,7 +38,7 @@ const COUNTS: Named<fn(&LoadReport) -> Option<f64>, 9> = [
 ];
 const FALLING: [&str; 2] = ["qps", "p_value"];
 
-/// Of the connections; one worker, or no connection, shares nothing.
+/// The evenness of the connections; absent for one worker or no connection, which shares nothing.
 fn shared(report: &LoadReport) -> Option<&Evenness> {
     let connections = report.evenness.as_ref().map(|pair| &pair.connections);
     connections.filter(|evenness| evenness.workers > 1 && evenness.n > 0)

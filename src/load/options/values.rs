@@ -80,7 +80,7 @@ pub fn is_host(header: &str) -> bool {
     header.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case("host"))
 }
 
-/// To send shorter ones would be more work than to measure.
+/// A duration of a millisecond or more: to send shorter ones would be more work than to measure.
 pub fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval = Some(parse_duration(text)?).filter(|&interval| interval >= Duration::from_millis(1));
     interval.ok_or("an interval has at least a millisecond".into())

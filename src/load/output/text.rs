@@ -161,7 +161,7 @@ fn spectrum(page: &mut TextReport, rows: &[(&str, &Latency)]) {
     page.named("", "█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n".into());
 }
 
-/// Of [`Latency::named`]: those that a narrow table has.
+/// How many of [`Latency::named`] a narrow table has.
 pub const STATISTICS: usize = 5;
 
 /// The names of the first statistics of a [`Latency`], in columns.

@@ -35,7 +35,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// With its body, or the beginning of it.
+    /// Compares the worker of the head with the one that the body, or its beginning, names.
     fn compare(&mut self, body: &[u8]) {
         let worker = self.worker.filter(|_| self.wrong_body);
         self.wrong_body =
@@ -49,7 +49,7 @@ pub struct Malformed(pub &'static str);
 
 #[derive(Default)]
 pub struct ResponseReader {
-    /// Of a head whose end has not come, or of the body behind it.
+    /// The bytes of a head whose end has not come, or of the body behind it.
     beginning: Vec<u8>,
     body: Option<(Answer, Framing)>,
 }
@@ -136,7 +136,7 @@ pub struct CachedHead {
     head: Vec<u8>,
     /// Where the worker's number stands in it; at its end, and empty, when there is none to replace.
     worker_at: Range<usize>,
-    /// With all of its body.
+    /// The answer to the remembered head, with all of its body.
     answer: Answer,
 }
 

@@ -29,7 +29,7 @@ const LEAD_NS: u64 = 1_000_000;
 const SILENT_WAIT: Duration = Duration::from_secs(2);
 
 pub struct Counted {
-    /// Of all threads together.
+    /// What all threads together have counted.
     pub tally: Tally,
     pub window: Window,
     /// The CPU time of the window; the rest of it is 0.

@@ -47,7 +47,7 @@ pub struct ScheduleLimits {
 /// One thread's share; `requests` is what that thread may still take.
 pub struct Schedule {
     stream: ArrivalStream,
-    /// Of its next request; in a closed loop that is due at any time.
+    /// When its next request is due; in a closed loop that is due at any time.
     due_ns: u64,
     limits: ScheduleLimits,
 }

@@ -11,7 +11,7 @@ use crate::units::parse_positive_duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Think {
     pub mean: Duration,
-    /// Otherwise each pause is the mean.
+    /// Whether the pauses are exponential with this mean; otherwise each is the mean.
     pub is_exponential: bool,
 }
 

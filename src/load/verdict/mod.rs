@@ -30,7 +30,8 @@ pub struct RunFacts<'a> {
     pub responses: u64,
     /// The first ones of the window, of all threads, nearly in the order of the due times.
     pub sends: &'a [Sent],
-    /// Of the window, with the beginning and the end in nanoseconds; none where a number of requests ended it.
+    /// The parts of the window, with the beginning and the end in nanoseconds; none where a number of requests ended
+    /// it.
     pub parts: &'a [(u64, u64, SeriesPart)],
     /// What the machine counted meanwhile, and in how many seconds (warm-up and drain included).
     pub machine: Counters,
@@ -200,7 +201,7 @@ impl RunFacts<'_> {
         is_alone.then_some(&configuration.arrivals)
     }
 
-    /// Of sessions, only the first requests are due by the clock.
+    /// The rate that was asked for; absent for sessions, of which only the first requests are due by the clock.
     fn rate_asked(&self) -> Option<f64> {
         let configuration = &self.run.configuration;
         configuration.mean_rate_per_s().filter(|_| !configuration.sessions)

@@ -74,14 +74,14 @@ struct ScenarioRun {
     steps: BTreeMap<String, ScenarioStep>,
     args: ScenarioArgs,
     report: Box<dyn FnMut(CallbackLine) -> io::Result<()>>,
-    /// By the id of their step; the one started last, as a variable of a program would hold it.
+    /// The timers by the id of their step; the one started last, as a variable of a program would hold it.
     timers: BTreeMap<String, Observer>,
     callbacks: u64,
     /// The id of the last one.
     last: Option<String>,
     started_ns: u64,
     either: Vec<[String; 2]>,
-    /// Until the loop runs its first callback.
+    /// What was started before the loop, until the loop runs its first callback.
     first_turn: Option<FirstTurn>,
     /// Once it is there, no callback does anything.
     failure: Option<io::Error>,

@@ -130,7 +130,7 @@ pub struct WorkerEvent {
     /// It has no successor, because of how it has ended.
     pub finished: bool,
     pub how: String,
-    /// Of `giveup`: why the last worker has ended.
+    /// Why the last worker has ended; only of the event `giveup`.
     pub last: String,
 }
 

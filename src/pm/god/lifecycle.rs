@@ -33,7 +33,7 @@ const CLUSTER_NEEDS: Duration = Duration::from_secs(2);
 /// Descriptors that are left when applications have theirs: clients come, processes are started again, files written.
 const ROOM: u64 = 64;
 
-/// And until all its workers are online: the start has failed so long after listen_timeout.
+/// How long after listen_timeout a start has failed, if then not all workers of a cluster are online.
 const CLUSTER_IS_SLOW: Duration = Duration::from_secs(10);
 
 impl ManagedProcess {

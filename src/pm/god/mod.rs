@@ -59,7 +59,7 @@ pub struct Shared {
     descriptor_limit: Option<DescriptorLimit>,
     pub epoll: Epoll,
     pub files: LogFiles,
-    /// Since they were last taken.
+    /// The events since they were last taken.
     pub events: Vec<Value>,
     /// The state file is older than the processes.
     has_changed: bool,

@@ -141,7 +141,7 @@ impl ManagedProcess {
         Some(format!("{}: {why}", self.name()))
     }
 
-    /// To all that do its work.
+    /// Sends a signal to all processes that do its work.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         let sent = self.working_pids().into_iter().map(|pid| kill(Pid::from_raw(pid), signal));
         // One that has just ended needs none.

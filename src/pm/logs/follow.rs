@@ -64,7 +64,7 @@ struct Follower<'a> {
     readers: Vec<Reader>,
     /// The kernel reports all of them.
     is_watched: bool,
-    /// Of the longest label.
+    /// The width of the longest label.
     width: usize,
 }
 
@@ -164,7 +164,8 @@ struct OpenLog {
 }
 
 impl Reader {
-    /// At the last so many lines; at the beginning, if the file has come since then, or cannot be read backwards.
+    /// A reader that begins at the last so many lines; at the beginning, if the file has come since then, or cannot be
+    /// read backwards.
     fn open(path: &Path, format: LineFormat, lines: usize, since: Option<SystemTime>) -> Reader {
         let mut current = OpenLog::open(path);
         if let Some(log) = &mut current {
@@ -229,8 +230,8 @@ impl OpenLog {
         Some(OpenLog { file, id: (metadata.dev(), metadata.ino()), position: 0 })
     }
 
-    /// To the end that the file has now. What comes meanwhile is reported, and is for the next time: others have their
-    /// turn.
+    /// Reads to the end that the file has now. What comes meanwhile is reported, and is for the next time: others have
+    /// their turn.
     fn read(&mut self, splitter: &mut LineSplitter, clock: &mut Clock, out: BorrowedFd) -> nix::Result<()> {
         let size = self.file.metadata().map_err(errno_of)?.len();
         let mut lines = Vec::new();

@@ -37,12 +37,12 @@ pub struct LogFiles {
 }
 
 impl LogFiles {
-    /// On standard output, as `pm logs` does it.
+    /// From now on writes to standard output, too, as `pm logs` does it.
     pub fn show(&mut self, paint: Paint) {
         self.terminal = Some((Console::on_standard_output(), paint));
     }
 
-    /// The file at this path, open if it can be. Who asks first decides about its rotation.
+    /// The file at this path, open if it can be. The first call for a path decides about its rotation.
     fn at(&mut self, path: &Path, rotation: Option<Rotation>) -> Rc<RefCell<AppendFile>> {
         self.files.retain(|_, file| file.strong_count() > 0);
         let file = self.files.get(path).and_then(Weak::upgrade).unwrap_or_else(|| {
@@ -78,7 +78,7 @@ pub struct LogWriter {
     splitter: LineSplitter,
     clock: Clock,
     file: Rc<RefCell<AppendFile>>,
-    /// Of what is shown.
+    /// The lines of what is shown.
     shown: LineSplitter,
 }
 

@@ -49,7 +49,7 @@ impl Column {
         }
     }
 
-    /// Of a picture, the number by which it is chosen.
+    /// The number of a row; for a picture the number by which its run is chosen.
     pub fn number(&self, sample: Sample) -> Option<f64> {
         match self.value {
             Count(of) | Real(of) | Picture { median_by: of, .. } => of(sample),
@@ -268,11 +268,13 @@ pub static COLUMNS: &[Column] = &[
     own("hung_found", Real(|s| trial(s, "hung_found"))),
     own("hung_found_s", Real(|s| trial(s, "hung_found_s"))),
     own("findings_right", Real(|s| trial(s, "findings_right"))),
+    // What `lab steer` does for a server, and what it costs.
     own("steer_connections", Count(|s| trial(s, "steer_connections"))),
     own("steer_stuck", Real(|s| trial(s, "steer_stuck"))),
     own("rate_unsteered", Count(|s| trial(s, "rate_unsteered"))),
     own("rate_steered", Count(|s| trial(s, "rate_steered"))),
     own("rate_ratio", Real(|s| trial(s, "rate_ratio"))),
+    // Who serves a server's connections, seen by `lab inspect` and said by the answers.
     own("served_by_accepts", Real(|s| trial(s, "served_by_accepts"))),
     own("served_d", Real(|s| trial(s, "served_d"))),
     own("served_p", Real(|s| trial(s, "served_p"))),
@@ -432,7 +434,7 @@ fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
     ratio(server_cpu_us(sample.row)?, accepted.or_else(established)? as f64)
 }
 
-/// Of the master only.
+/// The CPU time of the master only, in µs per connection.
 fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
     let report = sample.row.server.as_ref()?;
     let master = report.master.as_ref()?;
@@ -482,7 +484,8 @@ fn client_cpu_share(sample: Sample) -> Option<f64> {
     load(sample).map(|report| report.client.cpu_share).or(sample.row.foreign.as_ref().and_then(share))
 }
 
-/// With the workers that answered nothing, where their number is known; otherwise as loadgen saw it.
+/// The evenness of all workers, also of those that answered nothing, where their number is known; otherwise as loadgen
+/// saw it.
 fn evenness(row: &Row) -> Option<Evenness> {
     let of_all = connections_per_worker(row).map(|counts| evenness::measure(&counts));
     let of_loadgen = || Some(row.load.as_ref()?.evenness.as_ref()?.connections.clone());

@@ -69,7 +69,7 @@ fn curve<'a>(line: &'a Line) -> Option<DistributionCurve<'a>> {
     Some(DistributionCurve { line, runs, medians })
 }
 
-/// Of a record that is older than these, the upper half.
+/// The quantiles of a row; only the upper half where its record is older than the others.
 fn quantiles(row: &Row) -> Option<Points> {
     let load = row.load.as_ref().filter(|load| load.latency_us.max > 0.0)?;
     let times = &load.latency_us;

@@ -65,7 +65,7 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
     Some(svg.finish(TOP + HEIGHT + 48.0, &description(picture, lines)))
 }
 
-/// By name, places in pixels and values in µs; empty for columns of which theory says nothing.
+/// A curve of theory for each name, places in pixels and values in µs; empty for columns of which theory says nothing.
 fn theory<'a>(picture: &'a Picture, column: &str, lines: &[Line], x: &Scale) -> Vec<(&'a str, Vec<(f64, f64)>)> {
     let of_column: fn(&Queue) -> Option<f64> = match column {
         "mean" => Queue::mean_s,

@@ -11,7 +11,7 @@ use crate::terminal::shortened;
 
 const LEFT: f64 = 64.0;
 const MOST_COLUMNS: usize = 2;
-/// Of a row of pictures, down from its head.
+/// The height of a row of pictures, down from its head.
 const CELL: f64 = 286.0;
 const RATE: (f64, f64) = (46.0, 136.0);
 const P99: (f64, f64) = (162.0, 252.0);

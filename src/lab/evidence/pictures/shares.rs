@@ -21,9 +21,9 @@ const WHAT: [&str; 2] = [
     "Dots: each run. Grey: where 95 % of the workers lie by chance.",
 ];
 
-/// By worker, as parts of 1.
+/// The workers' shares of the connections, as parts of 1.
 struct Shares {
-    /// Of the run with the median dispersion D.
+    /// The shares in the run with the median dispersion D.
     drawn: Vec<f64>,
     /// How many connections that run had.
     connections: u64,

@@ -1,7 +1,7 @@
 //! SVG elements as text. Colours stand in classes, with other values where a page is dark; shapes and dashes tell the
 //! same apart where there is no colour.
 
-/// Of every picture.
+/// The width of every picture.
 pub const WIDTH: f64 = 880.0;
 
 /// Elements of one picture, drawn from the back to the front.
@@ -34,7 +34,7 @@ text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif}.title{font-weight:
 .name{font-weight:600}.line{fill:none;stroke-width:2}.thin{stroke-width:1}.thick{stroke-width:2.5}.run{fill-opacity:.55}.bar{fill-opacity:.3}";
 
 impl Svg {
-    /// With its title at the top.
+    /// A picture that has only its title, at the top.
     pub fn new(title: &str) -> Svg {
         let mut svg = Svg { title: title.to_string(), body: String::new() };
         svg.text((16.0, 24.0), Anchor::Start, "ink title", title);

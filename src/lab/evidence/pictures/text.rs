@@ -15,7 +15,7 @@ struct TextBar {
 /// What stands beside one another: a table, or a value of the axis.
 struct TextPanel {
     head: String,
-    /// By line.
+    /// A bar for each line that has one.
     cells: Vec<Option<TextBar>>,
 }
 
@@ -87,7 +87,7 @@ fn panels(picture: &Picture, lines: &[Line]) -> Vec<TextPanel> {
     places.iter().map(panel).collect()
 }
 
-/// At most so many rows, in their order.
+/// Which rows are shown: at most `most`, in their order.
 fn chosen(cells: &[Option<TextBar>], most: usize) -> Vec<usize> {
     let mut ranked: Vec<usize> = (0..cells.len()).collect();
     let value = |row: &usize| cells[*row].as_ref().map(|cell| cell.value);

@@ -5,7 +5,7 @@
 pub struct Queue {
     pub arrivals_per_s: f64,
     pub workers: f64,
-    /// Of one request.
+    /// The work of one request, in seconds.
     pub work_s: f64,
 }
 

@@ -43,14 +43,14 @@ pub struct Diagnosis {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<Worker>,
     pub totals: Totals,
-    /// Of the connections seen at each worker, or, where few were seen, of their CPU time.
+    /// The evenness of the connections seen at each worker, or, where few were seen, of the workers' CPU time.
     #[serde(skip)]
     pub evenness: Option<Evenness>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evenness_of: Option<Basis>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_over_mean: Option<f64>,
-    /// Of connections alone: chance deals out these, and no CPU time.
+    /// The evenness of connections only: chance deals out connections, and not CPU time.
     #[serde(rename = "evenness", skip_serializing_if = "Option::is_none")]
     pub evenness_of_counts: Option<Evenness>,
     pub findings: Vec<Finding>,
@@ -165,7 +165,7 @@ fn unseen(recording: &Recording, roles: &Roles) -> Vec<String> {
     recording.unseen.iter().cloned().chain(lines).collect()
 }
 
-/// Of the process whose parent is no member of the server.
+/// The command of the process whose parent is not a member of the server.
 fn command(recording: &Recording, roles: &Roles) -> String {
     let all = &recording.last().processes;
     let is_root = |parent: i32| !all.iter().any(|other| other.pid == parent);

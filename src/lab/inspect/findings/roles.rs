@@ -20,7 +20,7 @@ pub enum Dispatch {
     Unknown,
 }
 
-/// By which way exactly, as the schema says it in words.
+/// The exact way of a dispatch, as the schema says it in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {

@@ -62,7 +62,7 @@ pub struct Summary<'a> {
     pub voluntary: u64,
     /// Those of them that threads made which were seen to wait for a listener; all, where none was.
     pub voluntary_of_acceptors: u64,
-    /// By thread: CPU time, of those that were seen.
+    /// The CPU time of each thread that was seen.
     pub cpu_of: BTreeMap<i32, u64>,
     /// Threads that may serve connections, at any look.
     pub threads: BTreeSet<i32>,
@@ -176,7 +176,7 @@ pub fn seen_wait(process: &Process) -> Option<Wait> {
         return Some(Wait::IoUring);
     }
     process.tasks.iter().filter(|task| task.is_at_listener).find_map(|task| match task.call {
-        // Who is stopped in the middle of a call that does not wait was not waiting.
+        // A process that was stopped in the middle of a call that does not wait was not waiting.
         Call::Accept => process.is_blocking.then_some(Wait::Accept),
         Call::Poll => Some(Wait::Poll),
         Call::Select => Some(Wait::Select),

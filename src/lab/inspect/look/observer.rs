@@ -31,7 +31,7 @@ pub struct Observer {
     non_members: BTreeSet<(i32, u64)>,
     /// Processes that were started later may still be about to listen.
     young_since: u64,
-    /// By process: those at the other ends of its Unix sockets.
+    /// For each process those at the other ends of its Unix sockets.
     channels: BTreeMap<i32, BTreeSet<i32>>,
     memory: Memory,
     tracker: Tracker,

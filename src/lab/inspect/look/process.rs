@@ -47,7 +47,7 @@ pub struct Process {
     pub open: u64,
     pub new: u64,
     pub unread: u64,
-    /// Since the first look: what its tasks have accepted, and how often they were woken; where the kernel counts it.
+    /// What its tasks have accepted since the first look, and how often they were woken; where the kernel counts it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,9 +85,9 @@ pub struct Task {
     pub is_at_listener: bool,
     /// It waits in `call` for one of the connections.
     pub is_at_socket: bool,
-    /// Of a futex.
+    /// The address of a futex that it waits for.
     pub address: u64,
-    /// On a CPU, and ready for one (Linux, Documentation/scheduler/sched-stats.rst).
+    /// The time on a CPU, and that in which it was ready for one (Linux, Documentation/scheduler/sched-stats.rst).
     pub cpu_ns: u64,
     pub wait_ns: u64,
     pub voluntary: u64,
@@ -96,10 +96,10 @@ pub struct Task {
 /// What has been found out about processes at earlier looks.
 #[derive(Default)]
 pub struct Memory {
-    /// By pid and start.
+    /// The watches of each process, by its pid and start.
     watches: BTreeMap<(i32, u64), Vec<Watch>>,
-    /// By the descriptor's number: the first process with an epoll instance there that watches a listener. One that is
-    /// shared was inherited, so it has the same number in all.
+    /// The first process with an epoll instance that watches a listener, by the descriptor's number. An instance that
+    /// is shared was inherited, so it has the same number in all.
     instances: BTreeMap<i32, i32>,
     /// Whether the calls of threads are known only in part.
     pub calls_hidden: bool,

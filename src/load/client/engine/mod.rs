@@ -53,11 +53,11 @@ pub struct SocketReady {
 /// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
 /// [`Engine::close`] before it is closed.
 pub trait Engine: Sized {
-    /// So many bytes received at once may not be all; fewer are.
+    /// The most bytes that one receive returns: where it returns so many, more may be there.
     const CAPACITY: usize;
 
-    /// To be called by the thread that calls everything below. `messages` is what will be sent; the stop event is
-    /// reported with [`STOP`] each time that it is signalled.
+    /// Made by the thread that calls everything below. `messages` is what will be sent; the stop event is reported with
+    /// [`STOP`] each time that it is signalled.
     fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
 
     fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()>;

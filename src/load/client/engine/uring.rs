@@ -47,7 +47,7 @@ pub struct UringEngine {
     ring: Uring,
     slots: Vec<UnderWay>,
     stop_event: OwnedFd,
-    /// Of the last report, until it is taken.
+    /// The result of the last report, until it is taken.
     arrived: Option<nix::Result<usize>>,
     /// The receive that it came from has ended before the stream did.
     has_stopped: bool,

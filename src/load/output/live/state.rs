@@ -29,14 +29,14 @@ pub struct LiveState {
     pub now: IntervalReport,
     /// Response times since the measurement began; all zero until they are known.
     pub so_far: Latency,
-    /// Of the measurement, and of the warm-up while that lasts.
+    /// The requests of the measurement, and of the warm-up while that lasts.
     pub requests: u64,
     pub seconds: f64,
     pub highest_rate: f64,
-    /// Of the whole run.
+    /// The errors of the whole run.
     pub errors: u64,
     pub rates: Rates,
-    /// By the worker's number. Connections of the whole run, requests like `requests`.
+    /// The shares by the worker's number: connections of the whole run, requests like `requests`.
     pub workers: BTreeMap<u32, WorkerShare>,
 }
 
