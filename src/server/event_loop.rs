@@ -48,16 +48,25 @@ pub struct EventLoop<A, C: EventHandler = Connection> {
 }
 
 impl<A: Acceptor> EventLoop<A> {
+    /// # Errors
+    /// The acceptor, or the descriptor that tells this process to stop, cannot be watched, as without a descriptor or
+    /// memory left.
     pub fn new(acceptor: A, worker: Worker) -> Result<EventLoop<A>, Failure> {
         EventLoop::watching(acceptor, Interest::EPOLLIN, worker)
     }
 
     /// As [`EventLoop::new`], with another registration of the acceptor than the level-triggered one.
+    ///
+    /// # Errors
+    /// As [`EventLoop::new`], and when the acceptor does not know such a registration (epoll_ctl(2)).
     pub fn watching(acceptor: A, interest: Interest, worker: Worker) -> Result<EventLoop<A>, Failure> {
         EventLoop::open(acceptor, interest, Multiplexer::epoll()?, worker)
     }
 
     /// As [`EventLoop::new`], with another call to wait in than epoll_wait.
+    ///
+    /// # Errors
+    /// As [`EventLoop::new`].
     pub fn waiting_in(multiplexer: Multiplexer, acceptor: A, worker: Worker) -> Result<EventLoop<A>, Failure> {
         EventLoop::open(acceptor, Interest::EPOLLIN, multiplexer, worker)
     }
@@ -65,6 +74,9 @@ impl<A: Acceptor> EventLoop<A> {
 
 impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
     /// As [`EventLoop::new`], for what else is served step by step.
+    ///
+    /// # Errors
+    /// As [`EventLoop::new`].
     pub fn serving(acceptor: A, worker: Worker) -> Result<EventLoop<A, C>, Failure> {
         EventLoop::open(acceptor, Interest::EPOLLIN, Multiplexer::epoll()?, worker)
     }
@@ -103,6 +115,10 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
     }
 
     /// Serves the connections that are ready. True: a new one waits at the acceptor. False: the server is to stop.
+    ///
+    /// # Errors
+    /// The wait fails, or the acceptor cannot be watched again after a pause. What a client does is never one: it is
+    /// counted.
     pub fn serve_until_connection(&mut self) -> Result<bool, Failure> {
         while !is_stopping() && !self.has_left() {
             match self.reactor.next_report(self.paused_until_ns)? {
@@ -132,6 +148,9 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
 
     /// Leaves the connection that was reported to others who wait for the acceptor, while `condition` holds and for
     /// `at_most`, and serves its own meanwhile. Then it may still be there, or not. False: the server is to stop.
+    ///
+    /// # Errors
+    /// As [`EventLoop::serve_until_connection`].
     pub fn serve_while(&mut self, condition: impl Fn() -> bool, at_most: Duration) -> Result<bool, Failure> {
         let until_ns = self.reactor.now_ns + at_most.as_nanos() as u64;
         while condition() && self.reactor.now_ns < until_ns {
@@ -166,6 +185,9 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
     ///
     /// The other workers wait for their connections, and for the time to try again. A wait that ends so does not count
     /// as a wake-up, because the listening socket did not end it. The rules are nginx's (`src/event/ngx_event.c`).
+    ///
+    /// # Errors
+    /// As [`EventLoop::serve_until_connection`]; and when the mutex cannot be tried or given back.
     pub fn wait_for_turn(&mut self, mutex: &AcceptMutex) -> Result<bool, Failure> {
         while !is_stopping() {
             if !self.reactor.is_about_to_wait() {
@@ -206,6 +228,10 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
     }
 
     /// Takes what an accept returned: a connection, or the reason why there is none. True when it was a connection.
+    ///
+    /// # Errors
+    /// The acceptor is not a listening socket ([`no_connection`]), or cannot be left for a pause. That there is no
+    /// connection, for whatever reason, is not an error.
     pub fn add_accepted(&mut self, accepted: nix::Result<impl Into<C>>) -> Result<bool, Failure> {
         let errno = match accepted {
             Ok(connection) => {
@@ -233,11 +259,16 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
     }
 
     /// Registers the acceptor anew, behind all others that wait for it.
+    ///
+    /// # Errors
+    /// The acceptor cannot be removed from the epoll instance, or added to it.
     pub fn rearm(&mut self) -> Result<(), Failure> {
         self.stop_watching()?;
         self.watch_acceptor()
     }
 
+    /// # Errors
+    /// The wait for the last connections fails.
     pub fn finish(mut self) -> Result<Worker, Failure> {
         if self.is_watching {
             // Before the close: another process may keep the socket open, and then the registration would stay, too.

@@ -35,6 +35,10 @@ struct Cluster {
 
 impl Listener {
     /// Binds and listens, or asks the master to. `accept` on it blocks.
+    ///
+    /// # Errors
+    /// The address cannot be bound or listened on; in a worker of a cluster, the master does not give a socket, or has
+    /// given this process one already.
     pub fn bind(args: &ServerArgs) -> Result<Listener, Failure> {
         if let Some(membership) = membership::of_this_process().map_err(Failure::relay)? {
             return Listener::of_cluster(Member::join(membership, args)?);
@@ -44,6 +48,10 @@ impl Listener {
 
     /// A group of non-blocking sockets on one port; the kernel hashes each connection to one of them (socket(7),
     /// SO_REUSEPORT). With port 0 the first takes any free port and the others follow.
+    ///
+    /// # Errors
+    /// In a worker of a cluster, which has one listener; and when one of the sockets cannot be bound, as where another
+    /// server has the port.
     pub fn bind_group(sockets: usize, args: &ServerArgs) -> Result<Vec<Listener>, Failure> {
         if is_member() {
             let line = "bind a group of sockets: this is a worker of a cluster, which has one listener; give `cluster` \
@@ -66,6 +74,12 @@ impl Listener {
     }
 
     /// The listening socket that another process has bound and passed to us.
+    ///
+    /// # Errors
+    /// The kernel does not say the socket's address (getsockname(2)).
+    ///
+    /// # Panics
+    /// When it is not a TCP socket.
     pub fn from_passed(socket: OwnedFd) -> Result<Listener, Failure> {
         let bound = SockRef::from(&socket).local_addr();
         let bound = bound.map_err(|error| Failure::new("ask a listening socket for its address", error))?;
@@ -112,11 +126,17 @@ impl Listener {
 
     /// Lets `accept` return EAGAIN instead of blocking. A property of the socket, not of our descriptor:
     /// processes that share the socket share it (open(2), O_NONBLOCK).
+    ///
+    /// # Errors
+    /// The mode cannot be changed (fcntl(2)). In a worker of a cluster there is nothing to change.
     pub fn nonblocking(self) -> Result<Listener, Failure> {
         self.set_nonblocking(true)
     }
 
     /// The opposite of [`Listener::nonblocking`].
+    ///
+    /// # Errors
+    /// As [`Listener::nonblocking`].
     pub fn blocking(self) -> Result<Listener, Failure> {
         self.set_nonblocking(false)
     }
@@ -144,6 +164,9 @@ impl Listener {
 
     /// An event loop that waits for a connection is woken when `other` is readable, too; then no connection may be
     /// there.
+    ///
+    /// # Errors
+    /// No descriptor is left for a copy of `other`.
     pub fn woken_by(self, other: impl AsFd) -> Result<Listener, Failure> {
         Ok(Listener { second: Some(copy(other.as_fd())?), ..self })
     }
@@ -155,6 +178,10 @@ impl Listener {
     }
 
     /// The next connection, for a worker that blocks in recv(2) and send(2).
+    ///
+    /// # Errors
+    /// Those of [`accept_next`]: EINVAL once the socket was shut, EINTR when a signal came, EAGAIN on a non-blocking
+    /// socket with an empty queue. In a worker of a cluster those of [`Member::accept_blocking`].
     pub fn accept(&self) -> nix::Result<OwnedFd> {
         match &self.cluster {
             None => accept_next(&self.fd, SockFlag::empty()),
@@ -163,6 +190,9 @@ impl Listener {
     }
 
     /// The next connection, for an event loop in another thread: the accept blocks, the connection does not.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`]; in a worker of a cluster those of [`Member::await_next`].
     pub fn accept_for_another(&self) -> nix::Result<OwnedFd> {
         match &self.cluster {
             None => accept_next(&self.fd, SockFlag::SOCK_NONBLOCK),
@@ -171,6 +201,9 @@ impl Listener {
     }
 
     /// The next connection, for an event loop.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`]; in a worker of a cluster those of [`Member::accept`].
     pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
         match &self.cluster {
             None => accept_next(&self.fd, SockFlag::SOCK_NONBLOCK),

@@ -28,15 +28,22 @@ pub enum Lock {
 }
 
 impl Lock {
+    /// # Errors
+    /// The file to lock cannot be made (memfd_create(2)), as without a descriptor left.
     pub fn fcntl() -> Result<Lock, Failure> {
         nameless_file().map(Lock::Fcntl)
     }
 
+    /// # Errors
+    /// As [`Lock::fcntl`].
     pub fn flock() -> Result<Lock, Failure> {
         nameless_file().map(|file| Lock::Flock(file.into()))
     }
 
     /// A parent that is killed cannot remove its semaphore; the next server with one does. Other locks leave nothing.
+    ///
+    /// # Errors
+    /// The system has as many semaphores as it may, or 256 servers have one each.
     pub fn semaphore() -> Result<Lock, Failure> {
         let made = Semaphore::new().map_err(|errno| Failure::new("make a semaphore", errno));
         made.map(Lock::Semaphore).map_err(|failure| {
@@ -44,6 +51,8 @@ impl Lock {
         })
     }
 
+    /// # Errors
+    /// There is no memory for it.
     pub fn mutex() -> Result<Lock, Failure> {
         shared_mutex().map(Lock::Mutex)
     }
@@ -51,6 +60,9 @@ impl Lock {
     /// A worker's first step. An inherited descriptor is the same open file description, and a flock belongs to
     /// that: all workers would hold it at once. So each opens the file anew. A record lock belongs to the process, so
     /// there the inherited descriptor will do (fcntl(2), flock(2)).
+    ///
+    /// # Errors
+    /// A flock's file cannot be opened anew: no descriptor is left, or there is no /proc.
     pub fn join(&mut self) -> Result<(), Failure> {
         if let Lock::Flock(file) = self {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -63,6 +75,10 @@ impl Lock {
     ///
     /// A worker that is told to stop just before it falls asleep here sleeps on, but not for long: the listener has
     /// been shut, so the holder comes back from accept and gives the lock to the next, who finds the same.
+    ///
+    /// # Errors
+    /// Those of `action`; and when the lock cannot be taken or given back, as where somebody has removed the semaphore
+    /// (ipcrm(1)).
     pub fn hold<T>(&self, action: impl FnOnce() -> Result<Option<T>, Failure>) -> Result<Option<T>, Failure> {
         while !is_stopping() {
             match self.take() {
@@ -119,15 +135,22 @@ pub struct AcceptMutex {
 }
 
 impl AcceptMutex {
+    /// # Errors
+    /// There is no memory for it.
     pub fn new(retry: Duration) -> Result<AcceptMutex, Failure> {
         Ok(AcceptMutex { mutex: shared_mutex()?, retry })
     }
 
     /// False: another worker has it.
+    ///
+    /// # Errors
+    /// Those of [`RobustMutex::try_take`].
     pub fn try_take(&self) -> Result<bool, Failure> {
         self.mutex.try_take().map_err(|errno| Failure::new("try for the accept mutex", errno))
     }
 
+    /// # Errors
+    /// This process does not hold it.
     pub fn give(&self) -> Result<(), Failure> {
         self.mutex.give().map_err(|errno| Failure::new("give back the accept mutex", errno))
     }

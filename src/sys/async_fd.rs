@@ -25,11 +25,17 @@ impl AsyncDescriptor {
     }
 
     /// Ready once it has become readable, and from then on until the caller clears that.
+    ///
+    /// # Errors
+    /// When the runtime is ending.
     pub fn poll_readable(&self, context: &mut Context) -> Poll<io::Result<AsyncFdReadyGuard<'_, OwnedFd>>> {
         self.watched.poll_read_ready(context)
     }
 
     /// The same for room to write.
+    ///
+    /// # Errors
+    /// As [`AsyncDescriptor::poll_readable`].
     pub fn poll_writable(&self, context: &mut Context) -> Poll<io::Result<AsyncFdReadyGuard<'_, OwnedFd>>> {
         self.watched.poll_write_ready(context)
     }

@@ -26,6 +26,10 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Lets a classic program choose in the group of `member`, from the next connection on and instead of the program
 /// before. It needs no privilege (socket(7), SO_ATTACH_REUSEPORT_CBPF).
+///
+/// # Errors
+/// EINVAL when the socket is in no group (it was bound without SO_REUSEPORT), and for a program that the kernel refuses
+/// or that has more than 4,096 instructions.
 pub fn attach_classic(member: impl AsFd, program: &[libc::sock_filter]) -> nix::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
     // The kernel copies the instructions during the call, and only reads them.
@@ -33,6 +37,8 @@ pub fn attach_classic(member: impl AsFd, program: &[libc::sock_filter]) -> nix::
     setsockopt(&member, AttachReusePortCbpf, &program)
 }
 
+/// # Errors
+/// EINVAL when the socket is in no group, and for a program of another type.
 pub fn attach_extended(member: impl AsFd, program: impl AsFd) -> nix::Result<()> {
     setsockopt(&member, AttachReusePortEbpf, &program.as_fd().as_raw_fd())
 }

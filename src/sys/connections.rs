@@ -31,6 +31,9 @@ pub enum Key {
 }
 
 /// The connections of the address of a [`crate::sys::sock_diag::Listener`].
+///
+/// # Errors
+/// Those of [`tcp_sockets`], and for a path those of [`unix_sockets`].
 pub fn connections_of(address: &str, extra: Extra) -> nix::Result<Vec<Connection>> {
     match address.parse() {
         Ok(address) => of_tcp(address, extra),

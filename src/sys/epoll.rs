@@ -24,6 +24,9 @@ pub struct Epoll {
 
 impl Epoll {
     /// `capacity` is the most reports one wait returns; the rest comes with the next.
+    ///
+    /// # Errors
+    /// EMFILE or ENFILE without a descriptor left, ENOMEM.
     pub fn new(capacity: usize) -> nix::Result<Epoll> {
         Ok(Epoll {
             instance: Instance::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
@@ -32,21 +35,32 @@ impl Epoll {
     }
 
     /// Another descriptor of the same instance: one thread waits, and others register.
+    ///
+    /// # Errors
+    /// EMFILE without a descriptor left.
     pub fn try_clone(&self) -> nix::Result<Epoll> {
         let copy = self.instance.0.try_clone().map_err(|error| Errno::try_from(error).unwrap_or(Errno::EMFILE))?;
         Ok(Epoll { instance: Instance(copy), events: vec![EpollEvent::empty(); self.events.len()] })
     }
 
+    /// # Errors
+    /// EEXIST when it is registered already; EPERM for a file that cannot be waited for; ENOSPC when this user has as
+    /// many registrations as it may (/proc/sys/fs/epoll/max_user_watches); ENOMEM.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> nix::Result<()> {
         self.instance.add(fd, EpollEvent::new(interest, token))
     }
 
+    /// # Errors
+    /// ENOENT when it is not registered; EINVAL when it was registered with EPOLLEXCLUSIVE.
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> nix::Result<()> {
         self.instance.modify(fd, &mut EpollEvent::new(interest, token))
     }
 
     /// Needed before closing a descriptor that another process holds too: the registration belongs to the open
     /// file description and outlives our descriptor (epoll(7), "Questions and answers", 6).
+    ///
+    /// # Errors
+    /// ENOENT when it is not registered.
     pub fn delete(&self, fd: impl AsFd) -> nix::Result<()> {
         self.instance.delete(fd)
     }

@@ -33,6 +33,9 @@ pub fn take_inherited(number: RawFd) -> nix::Result<OwnedFd> {
 }
 
 /// Makes a call again as long as a signal interrupts it (signal(7), EINTR).
+///
+/// # Errors
+/// Those of `call`, but for EINTR.
 pub fn until_uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
@@ -54,6 +57,10 @@ pub fn is_same_file((pid, fd): (i32, RawFd), (other_pid, other_fd): (i32, RawFd)
 }
 
 /// The next connection of a listening socket. Its peer's address is not asked for: almost no server needs it.
+///
+/// # Errors
+/// Those of accept(2): EAGAIN when a non-blocking socket has nothing in its queue, EINVAL once it was shut, EINTR,
+/// EMFILE or ENFILE without a descriptor left, and those that belong to one connection.
 pub fn accept(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd> {
     let fd = accept4(listener.as_fd().as_raw_fd(), flags | SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: accept4(2) returned this descriptor as new, so nobody else owns it.
@@ -70,6 +77,13 @@ pub fn set_blocking(fd: impl AsFd) -> nix::Result<()> {
 
 /// Passes copies of 1 to [`MOST_PER_MESSAGE`] descriptors to the process at the other end, in one message whose only
 /// byte says how many they are.
+///
+/// # Errors
+/// EAGAIN while a non-blocking channel is full, EPIPE or ECONNRESET when the other end is closed; ETOOMANYREFS, ENOBUFS
+/// or ENOMEM while too many descriptors are on their way.
+///
+/// # Panics
+/// With none, or more than [`MOST_PER_MESSAGE`].
 pub fn send_fds(channel: impl AsFd, fds: &[impl AsFd]) -> nix::Result<()> {
     assert!((1..=MOST_PER_MESSAGE).contains(&fds.len()), "a message carries 1 to {MOST_PER_MESSAGE} descriptors");
     let mut raw: [RawFd; MOST_PER_MESSAGE] = [-1; MOST_PER_MESSAGE];
@@ -96,6 +110,9 @@ const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(size_of::<[RawFd; MOST_PE
 /// Takes the next message from a channel and hands over each of its descriptors; behind them EMFILE if some could not
 /// be installed because our table is full. The message is consumed and these are gone, unlike a connection that
 /// accept(2) refuses with EMFILE. False: the other end is closed.
+///
+/// # Errors
+/// EAGAIN when a non-blocking channel has no message; otherwise those of recvmsg(2).
 pub fn receive_fds(channel: impl AsFd, mut take: impl FnMut(nix::Result<OwnedFd>)) -> nix::Result<bool> {
     let mut announced = [0];
     let mut installed = 0;
@@ -114,6 +131,10 @@ pub fn receive_fds(channel: impl AsFd, mut take: impl FnMut(nix::Result<OwnedFd>
 
 /// Sends what the kernel takes of these bytes without waiting, and with the first of them a copy of the descriptor: if
 /// any byte was sent, so was the copy.
+///
+/// # Errors
+/// EAGAIN when there is no room, EPIPE or ECONNRESET when the other end is closed, ETOOMANYREFS while too many
+/// descriptors are on their way.
 pub fn send_with_fd(channel: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd>) -> nix::Result<usize> {
     let raw = [fd.map_or(-1, |fd| fd.as_raw_fd())];
     let rights = [ControlMessage::ScmRights(&raw)];

@@ -11,6 +11,9 @@ use nix::unistd::{Pid, getpid};
 use super::memory::shared_words;
 
 /// LOCK_EX sleeps until this open file description holds the only lock on the file; EINTR when a signal came instead.
+///
+/// # Errors
+/// EINTR when a signal came instead; ENOLCK without memory for it.
 pub fn flock(file: impl AsFd, operation: libc::c_int) -> nix::Result<()> {
     // SAFETY: flock(2) touches no memory, and the borrowed descriptor is open.
     Errno::result(unsafe { libc::flock(file.as_fd().as_raw_fd(), operation) }).map(drop)
@@ -70,6 +73,8 @@ impl Semaphore {
         self.change([(FREE, -1, libc::SEM_UNDO)])
     }
 
+    /// # Errors
+    /// EIDRM or EINVAL when somebody has removed it (ipcrm(1)).
     pub fn give(&self) -> nix::Result<()> {
         self.change([(FREE, 1, libc::SEM_UNDO)])
     }
@@ -129,6 +134,8 @@ const MUTEX_WORDS: usize = size_of::<libc::pthread_mutex_t>().div_ceil(size_of::
 const _: () = assert!(align_of::<libc::pthread_mutex_t>() <= align_of::<u64>());
 
 impl RobustMutex {
+    /// # Errors
+    /// ENOMEM.
     pub fn new() -> nix::Result<RobustMutex> {
         let words = shared_words(const { NonZeroUsize::new(MUTEX_WORDS).unwrap() }, None)?;
         let mutex = RobustMutex { words };
@@ -149,12 +156,19 @@ impl RobustMutex {
     /// Sleeps until it is free; signals do not interrupt it. A waiter that is killed between being woken and
     /// taking the mutex passes the wake-up on: after a release since Linux 5.5 (ca16d5bee598), after a death since 6.2
     /// (90d758896787).
+    ///
+    /// # Errors
+    /// ENOTRECOVERABLE only: a holder has given it back in the state of a dead one (pthread_mutex_consistent(3)), which
+    /// no holder here does.
     pub fn take(&self) -> nix::Result<()> {
         // SAFETY: the place holds a mutex since `new`, and is never unmapped.
         self.recover_from_owner_death(unsafe { libc::pthread_mutex_lock(self.place()) })
     }
 
     /// Takes it if it is free; false when somebody has it.
+    ///
+    /// # Errors
+    /// As [`RobustMutex::take`].
     pub fn try_take(&self) -> nix::Result<bool> {
         // SAFETY: as in `take`.
         match self.recover_from_owner_death(unsafe { libc::pthread_mutex_trylock(self.place()) }) {

@@ -26,6 +26,10 @@ pub struct NetworkNamespace {
 impl NetworkNamespace {
     /// Makes them, with the loopback device up and `settings` made: files below /proc/sys/net and their contents. The
     /// user is the same inside.
+    ///
+    /// # Errors
+    /// EPERM where an ordinary user may not make a user namespace, ENOSPC when there are as many as there may be
+    /// (user_namespaces(7)); ENOENT for a setting that the kernel does not have, EINVAL for a value that it refuses.
     pub fn new(settings: &[(String, String)]) -> io::Result<NetworkNamespace> {
         let settings: Vec<(CString, CString)> = settings
             .iter()
@@ -87,6 +91,10 @@ pub(super) fn enter([user, network]: [i32; 2]) -> nix::Result<()> {
 
 /// Moves the calling process, which has one thread, into the network namespace of another; where the right to do so is
 /// missing, into its user namespace first, which gives it to the user who made that (setns(2)).
+///
+/// # Errors
+/// ENOENT when there is no such process, EACCES when we may not look into it (ptrace(2)), EPERM when the right is
+/// missing in both ways.
 pub fn enter_network_of(pid: i32) -> io::Result<()> {
     let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}"));
     let network = open("net")?;

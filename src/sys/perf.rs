@@ -73,6 +73,9 @@ impl Counter {
 
     /// From now on only passages that fulfil the filter count; its names are the tracepoint's fields, as in
     /// `pid == 7` (Linux, Documentation/trace/events.rst, "Event filtering").
+    ///
+    /// # Errors
+    /// EINVAL when the kernel cannot read it, or the tracepoint has no such field.
     pub fn filter(&self, filter: &CStr) -> nix::Result<()> {
         // SAFETY: the kernel copies the string up to its end, which a CStr has.
         let result =
@@ -80,6 +83,8 @@ impl Counter {
         Errno::result(result).map(drop)
     }
 
+    /// # Errors
+    /// EACCES where a security module forbids it.
     pub fn enable(&self) -> nix::Result<()> {
         // SAFETY: this request takes a number, no pointer.
         let result =
@@ -87,6 +92,8 @@ impl Counter {
         Errno::result(result).map(drop)
     }
 
+    /// # Errors
+    /// As [`Counter::enable`].
     pub fn read(&self) -> std::io::Result<u64> {
         let mut count = [0; 8];
         (&self.file).read_exact(&mut count)?;

@@ -68,6 +68,10 @@ impl PollSet {
     }
 
     /// As [`Epoll::wait`](super::epoll::Epoll::wait).
+    ///
+    /// # Errors
+    /// EBADF when a descriptor of the set was closed (select only), EINVAL when it has more than RLIMIT_NOFILE allows
+    /// (poll only), ENOMEM.
     pub fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<usize> {
         self.reports.clear();
         let timeout = timeout.map(TimeSpec::from_duration);

@@ -23,6 +23,9 @@ pub enum Fork {
 
 /// Forks. The child is killed by the kernel when its parent dies, however the parent dies.
 ///
+/// # Errors
+/// EAGAIN at a limit of processes (RLIMIT_NPROC, pids.max of a cgroup), ENOMEM.
+///
 /// # Panics
 /// When a second thread exists: the child would inherit the locks of threads it does not have (fork(2)).
 pub fn fork() -> nix::Result<Fork> {
@@ -53,6 +56,9 @@ pub const MOST_KEPT: usize = 2;
 
 /// Starts a program that the kernel kills when this thread dies, with `kept`, [`MOST_KEPT`] at most, open under the
 /// numbers they have here; otherwise as [`spawn_child`].
+///
+/// # Errors
+/// As [`spawn_child`].
 pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
     let child = spawn_child(command, kept, Signal::SIGKILL, None)?;
     Ok(Pid::from_raw(child.id() as i32))
@@ -61,6 +67,13 @@ pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid>
 /// Starts a program that gets `at_our_death` from the kernel when this thread dies, with no signal blocked. It leads a
 /// process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the group reaches what the program
 /// has started. It runs in the namespace, where one is given.
+///
+/// # Errors
+/// The program is not there or may not be executed; EAGAIN or ENOMEM as for [`fork`]; EPERM when we may not enter the
+/// namespace.
+///
+/// # Panics
+/// With more than [`MOST_KEPT`] descriptors.
 pub fn spawn_child(
     command: &mut Command,
     kept: &[BorrowedFd],
@@ -94,6 +107,9 @@ pub fn spawn_child(
 /// blocked or ignored (execve(2) keeps what is ignored: a shell's background job ignores SIGINT). It leads a process
 /// group, too: a signal to the group reaches what the program has started. Of our descriptors above 2 only `kept` is
 /// open there, under the number it has here.
+///
+/// # Errors
+/// The program is not there or may not be executed; EAGAIN or ENOMEM as for [`fork`].
 pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std::io::Result<Child> {
     let number = kept.map(|fd| fd.as_raw_fd());
     let prepare = move || {
@@ -122,6 +138,9 @@ pub struct DescriptorLimit(libc::rlimit);
 
 impl DescriptorLimit {
     /// Raises ours as far as it may be, and returns what it was.
+    ///
+    /// # Errors
+    /// EPERM where a security module forbids it.
     pub fn raise() -> nix::Result<DescriptorLimit> {
         let (rlim_cur, rlim_max) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, rlim_max, rlim_max)?;

@@ -60,6 +60,9 @@ pub fn has_given_up() -> bool {
 
 /// From now on SIGTERM, and what else stops a server, shut this process's noted sockets for reading, and after
 /// [`GRACE`] for writing too. A listener that other processes accept from is passed as `shared` and left alone.
+///
+/// # Errors
+/// Those of sigaction(2), which for these signals has none.
 pub fn shut_sockets_on_termination(shared: Option<BorrowedFd>) -> nix::Result<()> {
     SHARED.store(shared.map_or(-1, |fd| fd.as_raw_fd()), SeqCst);
     handle_termination()
@@ -67,6 +70,9 @@ pub fn shut_sockets_on_termination(shared: Option<BorrowedFd>) -> nix::Result<()
 
 /// From now on SIGTERM, and what else stops a server, make the returned descriptor readable for good, and once more
 /// after [`GRACE`]. It belongs to the process until its end, because the handler may write to it until then.
+///
+/// # Errors
+/// EMFILE or ENFILE without a descriptor left for it, ENOMEM.
 pub fn wake_on_termination() -> nix::Result<BorrowedFd<'static>> {
     let wake: &'static EventFd =
         Box::leak(Box::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?));
@@ -77,6 +83,9 @@ pub fn wake_on_termination() -> nix::Result<BorrowedFd<'static>> {
 
 /// From now on SIGTERM, and what else stops a server, shut this listening socket too, until [`forget_listener`]. Of a
 /// socket that other processes accept from only the parent's signal says that all of them are to stop (`of_parent`).
+///
+/// # Errors
+/// As [`shut_sockets_on_termination`].
 pub fn shut_listener_on_termination(listener: impl AsFd, of_parent: bool) -> nix::Result<()> {
     // The parent cannot change: its death is ours (`super::process::fork`).
     SENDER.store(if of_parent { getppid().as_raw() } else { 0 }, SeqCst);
@@ -230,17 +239,26 @@ pub struct SignalQueue {
 impl SignalQueue {
     /// Blocks the signals, so that from now on they wait here. What is forked later inherits the blocking, and unblocks
     /// them by [`shut_sockets_on_termination`], [`wake_on_termination`] or [`shut_listener_on_termination`].
+    ///
+    /// # Errors
+    /// EMFILE or ENFILE without a descriptor left for the queue (signalfd(2)), ENOMEM.
     pub fn open() -> nix::Result<SignalQueue> {
         ignore_meaningless()?;
         SignalQueue::of(stop_signals())
     }
 
     /// As [`SignalQueue::open`], for SIGTERM, SIGINT, SIGCHLD and `others`; all other signals do what they did.
+    ///
+    /// # Errors
+    /// As [`SignalQueue::open`].
     pub fn open_for(others: &[Signal]) -> nix::Result<SignalQueue> {
         SignalQueue::of([Signal::SIGTERM, Signal::SIGINT].iter().chain(others).copied().collect())
     }
 
     /// As [`SignalQueue::open`], for this signal only, in this thread and those that it starts.
+    ///
+    /// # Errors
+    /// As [`SignalQueue::open`].
     pub fn open_only(signal: Signal) -> nix::Result<SignalQueue> {
         SignalQueue::block(SigSet::from_iter([signal]))
     }
@@ -262,12 +280,18 @@ impl SignalQueue {
     }
 
     /// One that has come.
+    ///
+    /// # Errors
+    /// Those of read(2); that no signal has come is not one.
     pub fn take(&self) -> nix::Result<Option<Signal>> {
         let Some(info) = self.queue.read_signal()? else { return Ok(None) };
         Ok(Signal::try_from(info.ssi_signo as i32).ok())
     }
 
     /// The next signal; `None` when the time is up.
+    ///
+    /// # Errors
+    /// Those of poll(2) and of [`SignalQueue::take`].
     pub fn wait(&self, timeout: Option<Duration>) -> nix::Result<Option<Signal>> {
         let timeout = match timeout {
             None => PollTimeout::NONE,

@@ -90,6 +90,10 @@ const UDIAG_SHOW_PEER: u32 = 4;
 const UDIAG_SHOW_RQLEN: u32 = 16;
 
 /// The TCP sockets of a family (`AF_INET` or `AF_INET6`) in one of these states, a bit for each. A port of 0 is any.
+///
+/// # Errors
+/// ENOENT or EAFNOSUPPORT where the kernel does not have or not list this family, EPROTONOSUPPORT where it lists no
+/// sockets at all; EMFILE without a descriptor left for the question.
 pub fn tcp_sockets(
     family: AddressFamily,
     states: u32,
@@ -106,6 +110,9 @@ pub fn tcp_sockets(
 
 /// The socket bound to `local` and connected to `remote`, if there is one. The kernel finds it by its hash; a list of
 /// connections costs a walk through all of the machine.
+///
+/// # Errors
+/// EPROTONOSUPPORT where the kernel lists no sockets, EMFILE without a descriptor left for the question.
 pub fn tcp_connection(local: SocketAddr, remote: SocketAddr) -> nix::Result<Option<TcpSocket>> {
     let address = |end: SocketAddr| match end.ip() {
         IpAddr::V4(ip) => [&ip.octets()[..], &[0; 12]].concat(),
@@ -128,6 +135,9 @@ pub fn tcp_connection(local: SocketAddr, remote: SocketAddr) -> nix::Result<Opti
 }
 
 /// All Unix sockets that listen, and all that are connected; none where the kernel lacks the module that lists them.
+///
+/// # Errors
+/// As [`tcp_connection`].
 pub fn unix_sockets() -> nix::Result<Vec<UnixSocket>> {
     let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
     let states: u32 = 1 << ESTABLISHED | 1 << LISTEN;
@@ -165,6 +175,9 @@ impl Listener {
 }
 
 /// All sockets of this network namespace that listen.
+///
+/// # Errors
+/// As [`tcp_sockets`], for IPv4.
 pub fn listeners() -> nix::Result<Vec<Listener>> {
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {

@@ -9,6 +9,10 @@ use nix::errno::Errno;
 use super::fd::until_uninterrupted;
 
 /// Sends what the kernel takes without waiting; no room (EAGAIN) is no failure.
+///
+/// # Errors
+/// EPIPE when this end was shut or the peer's reset has been seen, ECONNRESET or another error that the connection has
+/// ended with.
 pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
     // A closed peer is an EPIPE to count, not a SIGPIPE to die of (send(2)).
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -32,6 +36,9 @@ pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
 }
 
 /// Receives what is there without waiting: the number of bytes, 0 at the end of the stream; EAGAIN for nothing yet.
+///
+/// # Errors
+/// EAGAIN for nothing yet, ECONNRESET or another error that the connection has ended with.
 pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<usize> {
     until_uninterrupted(|| {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into a slice that is borrowed mutably for the call; it
@@ -53,6 +60,9 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<usize> {
 
 /// How many connections wait in the accept queue. The kernel has it in a field that means something else for a
 /// connection (`tcp_get_info` in net/ipv4/tcp.c); `ss` shows it as Recv-Q.
+///
+/// # Errors
+/// ENOPROTOOPT or EOPNOTSUPP for a socket of another protocol than TCP.
 pub fn accept_queue_length(listener: impl AsFd) -> nix::Result<usize> {
     // SAFETY: tcp_info is a plain struct of integers, for which all zeros is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };

@@ -207,6 +207,9 @@ impl Uring {
 
     /// Hands the queued requests to the kernel and waits until something is completed or the time is up. `None` waits
     /// for ever. An interrupting signal counts as "nothing yet".
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2), but for EINTR, ETIME, EBUSY and EAGAIN: these pass.
     pub fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
         self.submissions += 1;
         let waited = match timeout {
