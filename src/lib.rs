@@ -13,7 +13,7 @@
 //! - [`load`]: when to send, how to send, what came back; [`evenness`]: how evenly the workers shared it;
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the JSON documents and the live counters in which these three meet;
-//! - [`classic_bpf`]: programs that choose a socket in the kernel, for servers of ours and of others;
+//! - [`classic_bpf`] and [`extended_bpf`]: programs that choose a socket in the kernel, for servers of ours and of others;
 //! - [`membership`]: whether this process is a worker of a cluster;
 //! - [`control_socket`]: how a program that runs is asked to do something;
 //! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
@@ -52,6 +52,7 @@ pub mod console;
 pub mod control_socket;
 pub mod cpu;
 pub mod evenness;
+pub mod extended_bpf;
 pub mod failure;
 pub mod keyboard;
 pub mod logs;

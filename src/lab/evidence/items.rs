@@ -169,7 +169,10 @@ impl Code {
         let (kind, name) = match item {
             Item::Use(item) => return self.add_use(&item.tree, String::new()),
             Item::Mod(item) => {
-                return item.content.iter().flat_map(|(_, items)| items).for_each(|item| self.add(item));
+                // What it has from the file around it, the file has.
+                let is_from_file = |item: &&Item| item.to_token_stream().to_string().starts_with("use super ::");
+                let items = item.content.iter().flat_map(|(_, items)| items);
+                return items.filter(|item| !is_from_file(item)).for_each(|item| self.add(item));
             }
             Item::Const(item) => (Kind::Own, item.ident.to_string()),
             Item::Enum(item) => (Kind::Own, item.ident.to_string()),
@@ -396,6 +399,9 @@ mod tests {
         assert_eq!(decide(&[("x", then, "use o::{a, self};\nuse p::d;\nfn b() { a(); o::c() }")]), [""; 0]);
         assert_eq!(decide(&[("x", then, "use o;\nuse p::a;\nfn b() { a(); o::c() }")]), ["x"]);
         assert_eq!(decide(&[("x", then, "use o::{self, a};\nuse p::*;\nfn b() { a(); o::c() }")]), ["x"]);
+        // A module inside the file had it from the file.
+        let (inside, around) = ("mod e { use super::a; pub fn f() { a() } }", "use o::a;\nfn b() { a(); }");
+        assert_eq!(decide(&[("x", &format!("{around}\n{inside}"), &format!("{around}\nfn f() {{ a() }}"))]), [""; 0]);
         // What has left for a file of no part in it, and has changed there.
         let (from, to) = ("pub fn a() -> u8 { 1 }", "pub fn a() -> u8 { 2 }");
         assert_eq!(decide(&[("x", from, "pub use reader::a;"), ("reader", "", to)]), ["x"]);

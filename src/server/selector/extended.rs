@@ -1,23 +1,22 @@
 //! Selectors in extended BPF: they keep a memory between connections and name the socket in a map of their own.
 //!
-//! They are written here instruction by instruction, so that no compiler has to be installed; `bpftool prog dump
-//! xlated` shows what the kernel made of them. Both return SK_PASS whatever happens: a socket that was selected gets
-//! the connection, and where none was, the kernel's hash chooses.
+//! They are written instruction by instruction ([`crate::extended_bpf`]). Both return SK_PASS whatever happens: a socket
+//! that was selected gets the connection, and where none was, the kernel's hash chooses.
 
 use std::num::NonZeroUsize;
-use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
 use super::super::listener::Listener;
 use super::heartbeat::Load;
+pub use crate::extended_bpf::MAX_LOADS;
+use crate::extended_bpf::instructions::{
+    add, add_constant, and, call, copy, exit, fetch_add, load_u8, load_u64, modulo, multiply, set, skip_if_at_least,
+    skip_if_at_least_signed, skip_if_below, skip_unless_zero, store_u32, store_u64, subtract,
+};
+use crate::extended_bpf::{R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, set_to_map, set_to_words};
 use crate::failure::Failure;
 use crate::sys::bpf::{self, Instruction, SocketMap, WordMap};
-use instructions::*;
-
-/// [`weigh_loads`] compares all workers for every SYN, a dozen instructions each: far above this number the choice
-/// would cost more than the connection. It is the idea of Hermes (SIGCOMM 2025) in miniature.
-pub const MAX_LOADS: usize = 64;
 
 /// In words: two cache lines, like a row of the scoreboard, because one CPU's SYN must not slow another's worker down.
 const SLOT_WORDS: usize = 16;
@@ -148,78 +147,6 @@ fn select(sockets: &SocketMap, number: u8) -> Vec<Instruction> {
     program
 }
 
-// The registers: R0 is what is returned, R1 to R5 are arguments and do not survive a call, R6 to R9 do, R10 is the end
-// of the stack (Documentation/bpf/standardization/instruction-set.rst, as are the encodings below).
-const R0: u8 = 0;
-const R1: u8 = 1;
-const R2: u8 = 2;
-const R3: u8 = 3;
-const R4: u8 = 4;
-const R6: u8 = 6;
-const R7: u8 = 7;
-const R8: u8 = 8;
-const R9: u8 = 9;
-const R10: u8 = 10;
-
 /// `enum sk_action`: take the packet. The other one, SK_DROP, would refuse the connection.
 const SK_PASS: i32 = 1;
 const PASS: [Instruction; 2] = [set(R0, SK_PASS), exit()];
-
-// An operation code is a class, an operation in the high nibble, and whether the operand is a register (X) or a
-// constant.
-const LD: u8 = 0x00;
-const LDX: u8 = 0x01;
-const STX: u8 = 0x03;
-const JMP: u8 = 0x05;
-const ALU64: u8 = 0x07;
-const X: u8 = 0x08;
-// Loads and stores have a size and a mode instead.
-const U32: u8 = 0x00;
-const U8: u8 = 0x10;
-const U64: u8 = 0x18;
-const MEMORY: u8 = 0x60;
-const ATOMIC: u8 = 0xc0;
-
-// An instruction is a code, a destination, a source, an offset and a constant. Comparisons are unsigned unless they say
-// otherwise. `fetch_add` leaves in the register what the word in memory was before (since Linux 5.12).
-// As a table, a line for each: rustfmt would make three of it.
-#[rustfmt::skip]
-mod instructions {
-    use super::{ALU64, ATOMIC, Instruction, JMP, LDX, MEMORY, STX, U8, U32, U64, X};
-
-    pub const fn set(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0xb0, to, 0, 0, constant) }
-    pub const fn copy(to: u8, from: u8) -> Instruction { Instruction::new(ALU64 | 0xb0 | X, to, from, 0, 0) }
-    pub const fn add(to: u8, from: u8) -> Instruction { Instruction::new(ALU64 | X, to, from, 0, 0) }
-    pub const fn add_constant(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64, to, 0, 0, constant) }
-    pub const fn subtract(from: u8, register: u8) -> Instruction { Instruction::new(ALU64 | 0x10 | X, from, register, 0, 0) }
-    pub const fn multiply(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0x20, to, 0, 0, constant) }
-    pub const fn and(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0x50, to, 0, 0, constant) }
-    pub const fn modulo(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0x90, to, 0, 0, constant) }
-
-    pub const fn load_u8(to: u8, base: u8, offset: i16) -> Instruction { Instruction::new(LDX | U8 | MEMORY, to, base, offset, 0) }
-    pub const fn load_u64(to: u8, base: u8, offset: i16) -> Instruction { Instruction::new(LDX | U64 | MEMORY, to, base, offset, 0) }
-    pub const fn store_u64(base: u8, offset: i16, from: u8) -> Instruction { Instruction::new(STX | U64 | MEMORY, base, from, offset, 0) }
-    pub const fn store_u32(base: u8, offset: i16, from: u8) -> Instruction { Instruction::new(STX | U32 | MEMORY, base, from, offset, 0) }
-    pub const fn fetch_add(base: u8, offset: i16, register: u8) -> Instruction { Instruction::new(STX | U64 | ATOMIC, base, register, offset, 1) }
-
-    pub const fn skip_if_at_least(a: u8, b: u8, skipped: i16) -> Instruction { Instruction::new(JMP | 0x30 | X, a, b, skipped, 0) }
-    pub const fn skip_if_at_least_signed(a: u8, constant: i32, skipped: i16) -> Instruction { Instruction::new(JMP | 0x70, a, 0, skipped, constant) }
-    pub const fn skip_if_below(a: u8, constant: i32, skipped: i16) -> Instruction { Instruction::new(JMP | 0xa0, a, 0, skipped, constant) }
-    pub const fn skip_unless_zero(a: u8, skipped: i16) -> Instruction { Instruction::new(JMP | 0x50, a, 0, skipped, 0) }
-    pub const fn call(helper: i32) -> Instruction { Instruction::new(JMP | 0x80, 0, 0, 0, helper) }
-    pub const fn exit() -> Instruction { Instruction::new(JMP | 0x90, 0, 0, 0, 0) }
-}
-
-/// The kernel replaces the descriptor by the map (BPF_PSEUDO_MAP_FD). A 64-bit constant takes two instructions.
-fn set_to_map(register: u8, map: &SocketMap) -> [Instruction; 2] {
-    const PSEUDO_MAP_FD: u8 = 1;
-    let fd = map.fd.as_raw_fd();
-    [Instruction::new(LD | U64, register, PSEUDO_MAP_FD, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
-}
-
-/// The same for the address of the map's only value (BPF_PSEUDO_MAP_VALUE).
-fn set_to_words(register: u8, map: &WordMap) -> [Instruction; 2] {
-    const PSEUDO_MAP_VALUE: u8 = 2;
-    let fd = map.fd.as_raw_fd();
-    [Instruction::new(LD | U64, register, PSEUDO_MAP_VALUE, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
-}
