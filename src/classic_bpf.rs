@@ -74,22 +74,39 @@ const NOBODY: usize = u32::MAX as usize;
 
 /// Connections of ours, by the address that they come from, get the socket with the number beside it; for all others
 /// `rest` chooses. They come from one IP address, and from no interface that adds options to a header.
-pub fn with_own_connections(ours: &[(SocketAddr, usize)], rest: &BpfProgram) -> BpfProgram {
+pub fn own_connections_first(ours: &[(SocketAddr, usize)], rest: &BpfProgram) -> BpfProgram {
     let Some((first, _)) = ours.first() else { return rest.clone() };
-    // Where a header has the protocol's number, the end of the source address, and the source port (RFC 791, 8200, 9293).
-    let (protocol, octets, address_at, port_at) = match first.ip().to_canonical() {
-        IpAddr::V4(ip) => (libc::ETH_P_IP, ip.octets(), 12, 20),
-        IpAddr::V6(ip) => (libc::ETH_P_IPV6, ip.octets().last_chunk().copied().expect("sixteen"), 20, 40),
-    };
-    let address = u32::from_be_bytes(octets) as usize;
+    let Source { protocol, address, address_at, port_at } = Source::of(first.ip());
     let cases = ours.iter().flat_map(|(ours, number)| [skip_unless_equal(ours.port().into(), 1), answer(*number)]);
     let mut by_port = vec![load_from_header(libc::BPF_H, port_at)];
     by_port.extend(cases);
     let mut program = vec![load(libc::SKF_AD_PROTOCOL), skip_if_equal(protocol as usize, 1), skip(3 + by_port.len())];
-    program.extend([load_from_header(libc::BPF_W, address_at), skip_if_equal(address, 1), skip(by_port.len())]);
+    program.extend([load_from_header(libc::BPF_W, address_at), skip_if_equal(address as usize, 1)]);
+    program.push(skip(by_port.len()));
     program.extend(by_port);
     program.extend(rest);
     program
+}
+
+/// What a packet from an address is known by.
+pub struct Source {
+    /// The number of its protocol.
+    pub protocol: i32,
+    /// The end of the address.
+    pub address: u32,
+    /// Where a header has this end, and the source port (RFC 791, 8200, 9293).
+    pub address_at: i32,
+    pub port_at: i32,
+}
+
+impl Source {
+    pub fn of(ip: IpAddr) -> Source {
+        let (protocol, octets, address_at, port_at) = match ip.to_canonical() {
+            IpAddr::V4(ip) => (libc::ETH_P_IP, ip.octets(), 12, 20),
+            IpAddr::V6(ip) => (libc::ETH_P_IPV6, ip.octets().last_chunk().copied().expect("sixteen"), 20, 40),
+        };
+        Source { protocol, address: u32::from_be_bytes(octets), address_at, port_at }
+    }
 }
 
 /// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). A comparison
@@ -174,7 +191,7 @@ mod tests {
     #[test]
     fn any_number_of_own_connections_get_their_sockets_and_all_others_what_the_rest_answers() {
         let ours: Vec<_> = (0..300).map(|n| (SocketAddr::from(([127, 0, 0, 9], 5000 + n as u16)), n)).collect();
-        let program = with_own_connections(&ours, &vec![answer(1000)]);
+        let program = own_connections_first(&ours, &vec![answer(1000)]);
         let from = |protocol: i32, address: u32, port: u32| {
             run_with(&program, |at| match at - libc::SKF_NET_OFF {
                 12 => address,

@@ -4,9 +4,12 @@
 //! They are written here one by one, so that no compiler has to be installed; `bpftool prog dump xlated` shows what the
 //! kernel made of a program. `sys::bpf` hands it to the kernel.
 
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
+use crate::classic_bpf::Source;
 use crate::sys::bpf::{Instruction, SocketMap, WordMap};
+use instructions::*;
 
 /// A program that weighs loads compares all workers for every SYN, a dozen instructions each: far above this number the
 /// choice would cost more than the connection. It is the idea of Hermes (SIGCOMM 2025) in miniature.
@@ -35,9 +38,9 @@ const JMP32: u8 = 0x06;
 const ALU64: u8 = 0x07;
 const X: u8 = 0x08;
 // Loads and stores have a size and a mode instead.
-pub const U16: u8 = 0x08;
-pub const U32: u8 = 0x00;
-pub const U8: u8 = 0x10;
+const U16: u8 = 0x08;
+const U32: u8 = 0x00;
+const U8: u8 = 0x10;
 const U64: u8 = 0x18;
 const ABSOLUTE: u8 = 0x20;
 const INDIRECT: u8 = 0x40;
@@ -97,4 +100,52 @@ pub fn set_to_words(register: u8, map: &WordMap) -> [Instruction; 2] {
     const PSEUDO_MAP_VALUE: u8 = 2;
     let fd = map.fd.as_raw_fd();
     [Instruction::new(LD | U64, register, PSEUDO_MAP_VALUE, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
+}
+
+/// Of `struct __sk_buff` (linux/bpf.h): the protocol's number, in the order of the network.
+const PROTOCOL: i16 = 16;
+
+const fn protocol(number: i32) -> i32 {
+    (number as u16).to_be() as i32
+}
+
+/// As [`crate::classic_bpf::own_connections_first`]; the rest of the program follows. It needs the context in R6.
+pub fn own_connections_first(ours: &[(SocketAddr, usize)]) -> Vec<Instruction> {
+    let Some((first, _)) = ours.first() else { return Vec::new() };
+    let source = Source::of(first.ip());
+    let mut by_port = vec![load_from_header(U16, source.port_at)];
+    for (ours, number) in ours {
+        by_port.extend([skip_unless_equal_u32(R0, ours.port().into(), 2), set(R0, *number as i32), exit()]);
+    }
+    let rest = by_port.len() as i16;
+    let mut program = vec![load_u32(R0, R6, PROTOCOL), skip_unless_equal_u32(R0, protocol(source.protocol), rest + 2)];
+    program.extend([load_from_header(U32, source.address_at), skip_unless_equal_u32(R0, source.address as i32, rest)]);
+    program.extend(by_port);
+    program
+}
+
+/// Only a SYN begins a connection.
+pub const SYN: i32 = 0x02;
+
+/// Leaves the flags of TCP in R0 (RFC 9293, section 3.1); none where IPv6 has extensions between its header (RFC 8200) and
+/// TCP's. It needs the context in R6.
+pub fn load_tcp_flags() -> [Instruction; 12] {
+    const FLAGS: i32 = 13;
+    const NEXT_HEADER: i32 = 6;
+    const IPV6_HEADER: i32 = 40;
+    [
+        load_u32(R1, R6, PROTOCOL),
+        skip_if_equal_u32(R1, protocol(libc::ETH_P_IPV6), 5),
+        // The length of an IPv4 header, in words, is the first byte's lower half (RFC 791).
+        load_from_header(U8, 0),
+        and(R0, 0x0f),
+        multiply(R0, 4),
+        load_from_header_beyond(U8, R0, FLAGS),
+        skip(5),
+        load_from_header(U8, NEXT_HEADER),
+        skip_if_equal_u32(R0, libc::IPPROTO_TCP, 2),
+        set(R0, 0),
+        skip(1),
+        load_from_header(U8, IPV6_HEADER + FLAGS),
+    ]
 }

@@ -21,6 +21,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_REUSEPORT_SOCKARRAY: u32 = 20;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -89,6 +90,22 @@ pub fn load(program: &[Instruction]) -> nix::Result<OwnedFd> {
     };
     // SAFETY: the argument is the beginning of the union's member for this command; it points to as many
     // instructions as it says and to a C string, all of which live for the call and are only read.
+    unsafe { bpf_for_fd(BPF_PROG_LOAD, &argument) }
+}
+
+/// The same for a program that returns the number of a socket, as a classic one does (BPF_PROG_TYPE_SOCKET_FILTER).
+pub fn load_filter(program: &[Instruction]) -> nix::Result<OwnedFd> {
+    #[repr(C)]
+    struct FilterLoad {
+        kind: u32,
+        instructions: u32,
+        first: u64,
+        license: u64,
+    }
+    let (instructions, first) = (u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?, program.as_ptr() as u64);
+    let license = c"MIT".as_ptr() as u64;
+    let argument = FilterLoad { kind: BPF_PROG_TYPE_SOCKET_FILTER, instructions, first, license };
+    // SAFETY: as in `load`: the beginning of the union's member; what it points to lives for the call and is only read.
     unsafe { bpf_for_fd(BPF_PROG_LOAD, &argument) }
 }
 

@@ -75,6 +75,7 @@ mod screen;
 mod select;
 mod signals;
 mod steer;
+mod steer_exact;
 mod stopping;
 mod theory;
 mod timing;

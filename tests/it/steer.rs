@@ -25,18 +25,18 @@ use serde_json::Value;
 
 use crate::support::{FOREVER, Needs, Ordinary, TempFolder, copy_program, inconclusive, kind, load, start};
 
-const LAB: &str = env!("CARGO_BIN_EXE_lab");
+pub const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
 /// A running `lab steer` and the events that it has printed.
-struct Steer {
-    running: Running,
+pub struct Steer {
+    pub running: Running,
     said: RefCell<String>,
 }
 
 impl Steer {
     /// From the moment when its program is attached.
     #[track_caller]
-    fn begin(program: Program, words: &[&str]) -> Steer {
+    pub fn begin(program: Program, words: &[&str]) -> Steer {
         let running = program.launch(&[words, &["--format", "json"]].concat()).unwrap();
         let mut steer = Steer { running, said: RefCell::default() };
         let begun = poll_until(FOREVER, || (steer.has("steering") || !steer.is_alive()).then_some(()));
@@ -45,7 +45,7 @@ impl Steer {
     }
 
     #[track_caller]
-    fn of(server: &Server, select: &str) -> Steer {
+    pub fn of(server: &Server, select: &str) -> Steer {
         Steer::begin(lab(), &["steer", &server.addr.to_string(), "--select", select])
     }
 
@@ -53,7 +53,7 @@ impl Steer {
         Process::find(self.running.pid()).is_some()
     }
 
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         *self.said.borrow_mut() += &self.running.unread_stdout();
         self.said.borrow().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -63,7 +63,7 @@ impl Steer {
     }
 
     #[track_caller]
-    fn await_event(&self, event: &str) -> Value {
+    pub fn await_event(&self, event: &str) -> Value {
         let found = poll_until(FOREVER, || self.events().into_iter().rfind(|found| found["event"] == event));
         found.unwrap_or_else(|| panic!("no {event} in {:?}", self.events()))
     }
@@ -77,7 +77,7 @@ impl Steer {
     }
 
     /// Ctrl-C, and the exit status.
-    fn end(&mut self) -> Option<i32> {
+    pub fn end(&mut self) -> Option<i32> {
         self.running.signal(Signal::SIGINT);
         self.running.await_exit(FOREVER).unwrap().unwrap().code()
     }
@@ -124,16 +124,17 @@ fn has_no_program(server: &Server) -> bool {
     detach_selector(listener_of(server)) == Err(Errno::ENOENT)
 }
 
-fn ask(server: &Server, connections: u32) -> u64 {
+pub fn ask(server: &Server, connections: u32) -> u64 {
     let connections = connections.to_string();
     let flags = ["--connections", "50", "--requests-per-connection", "1", "--rate", "500", "--timeout", "2s"];
     load(server.addr, &[&flags[..], &["--requests", &connections]].concat()).errors.timeout
 }
 
-#[test]
-fn a_stopped_worker_gets_nothing_until_it_goes_on_and_the_group_is_as_it_was() {
+/// Of a server with a worker that is stopped.
+#[track_caller]
+fn leaves_a_stopped_worker_out(select: &str) {
     let server = start("reuseport", &["--workers", "4"]);
-    let mut steer = Steer::of(&server, "live-set");
+    let mut steer = Steer::of(&server, select);
     let worker = children(server.pid())[2];
     assert!(worker.stop(FOREVER));
     let out = steer.await_event("out");
@@ -148,9 +149,15 @@ fn a_stopped_worker_gets_nothing_until_it_goes_on_and_the_group_is_as_it_was() {
 }
 
 #[test]
-fn when_all_are_out_all_get_connections_and_it_is_said() {
+fn a_stopped_worker_gets_nothing_until_it_goes_on_and_the_group_is_as_it_was() {
+    ["live-set", "least-loaded"].iter().for_each(|select| leaves_a_stopped_worker_out(select));
+}
+
+/// Of a server whose workers are all stopped.
+#[track_caller]
+fn chooses_all_when_all_are_out(select: &str) {
     let server = start("reuseport", &["--workers", "2"]);
-    let mut steer = Steer::of(&server, "live-set");
+    let mut steer = Steer::of(&server, select);
     let workers = children(server.pid());
     assert!(workers.iter().all(|worker| worker.stop(FOREVER)));
     steer.await_event("all-out");
@@ -158,6 +165,11 @@ fn when_all_are_out_all_get_connections_and_it_is_said() {
     let back = || steer.events().iter().filter(|event| event["event"] == "back").count();
     assert!(poll_until(FOREVER, || (back() >= 2).then_some(())).is_some(), "{:?}", steer.events());
     assert_eq!((ask(&server, 50), steer.end()), (0, Some(0)));
+}
+
+#[test]
+fn when_all_are_out_all_get_connections_and_it_is_said() {
+    ["live-set", "least-loaded"].iter().for_each(|select| chooses_all_when_all_are_out(select));
 }
 
 /// Of five workers two are left that are stopped, and nobody knows which number each of them has.
@@ -244,13 +256,15 @@ fn every_way_to_choose_serves_all_and_takes_its_program_away() {
 
 #[test]
 fn after_sigkill_the_watchdog_gives_the_group_back() {
-    let server = start("reuseport", &["--workers", "2"]);
-    let steer = Steer::of(&server, "random");
-    let watchdog = children(steer.running.pid());
-    assert_eq!(watchdog.len(), 1);
-    Process::find(steer.running.pid()).unwrap().kill();
-    assert!(poll_until(FOREVER, || (!watchdog[0].is_alive()).then_some(())).is_some());
-    assert!(has_no_program(&server));
+    for select in ["random", "least-loaded"] {
+        let server = start("reuseport", &["--workers", "2"]);
+        let steer = Steer::of(&server, select);
+        let watchdog = children(steer.running.pid());
+        assert_eq!(watchdog.len(), 1);
+        Process::find(steer.running.pid()).unwrap().kill();
+        assert!(poll_until(FOREVER, || (!watchdog[0].is_alive()).then_some(())).is_some());
+        assert!(has_no_program(&server), "{select}");
+    }
 }
 
 #[test]

@@ -14,7 +14,8 @@ pub enum Select {
     Random,
     /// By chance among the workers that accept
     LiveSet,
-    /// By chance among these, and more often those with fewer connections, open or waiting: looked at every 20 ms
+    /// The one of these with the fewest connections, open or waiting; without CAP_BPF by chance, and more often those that
+    /// had fewer 20 ms ago
     LeastLoaded,
     /// By the kernel's hash, as without a program; to compare with
     Hash,
@@ -42,25 +43,28 @@ pub struct Candidate {
 /// So many sockets with the highest share still have a sum that a program can draw from.
 const MOST_SHARE: u64 = 1 << 19;
 
-/// The program for these sockets, in the order of the group; `cpus` are those on which a SYN may be processed. While no
-/// worker accepts, all are chosen: a queue is better than none.
+/// The load of each that may be chosen. While no worker accepts, all may be: a queue is better than none.
+pub fn loads(candidates: &[Candidate]) -> Vec<Option<u64>> {
+    let is_out = |candidate: &Candidate| !candidate.is_live && candidates.iter().any(|other| other.is_live);
+    let among = || candidates.iter().filter(|candidate| !is_out(candidate));
+    let most = among().filter_map(|candidate| candidate.load).max().unwrap_or(0);
+    candidates.iter().map(|candidate| (!is_out(candidate)).then(|| candidate.load.unwrap_or(most))).collect()
+}
+
+/// The program for these sockets, in the order of the group; `cpus` are those on which a SYN may be processed.
 pub fn program(select: Select, candidates: &[Candidate], cpus: &[usize]) -> BpfProgram {
-    let is_dead = |candidate: &Candidate| !candidate.is_live && candidates.iter().any(|other| other.is_live);
     match select {
         Select::Hash => hash(),
         Select::Random => random(candidates.len(), &[]),
         Select::LiveSet => {
-            let numbered = candidates.iter().enumerate().filter(|(_, candidate)| is_dead(candidate));
-            random(candidates.len(), &numbered.map(|(number, _)| number).collect::<Vec<_>>())
+            let out = loads(candidates).into_iter().enumerate().filter(|(_, load)| load.is_none());
+            random(candidates.len(), &out.map(|(number, _)| number).collect::<Vec<_>>())
         }
         Select::LeastLoaded => {
-            let live = || candidates.iter().filter(|candidate| !is_dead(candidate));
-            let most = live().filter_map(|candidate| candidate.load).max().unwrap_or(0);
-            let share = |candidate: &Candidate| match is_dead(candidate) {
-                true => 0,
-                false => (most - candidate.load.unwrap_or(most) + 1).min(MOST_SHARE) as u32,
-            };
-            weighted(&candidates.iter().map(share).collect::<Vec<_>>())
+            let loads = loads(candidates);
+            let most = loads.iter().flatten().max().copied().unwrap_or(0);
+            let share = |load: &Option<u64>| load.map_or(0, |load| (most - load + 1).min(MOST_SHARE) as u32);
+            weighted(&loads.iter().map(share).collect::<Vec<_>>())
         }
         Select::Cpu => {
             let pinned = candidates.iter().enumerate().filter_map(|(number, candidate)| Some((candidate.cpu?, number)));

@@ -16,10 +16,14 @@ pub enum Event<'a> {
         program: String,
         select: Select,
         pids: Vec<Option<i32>>,
+        #[serde(flatten)]
+        precision: Precision,
     },
-    /// Sockets or processes have come or gone.
+    /// Sockets or processes have come or gone, or the choice is less exact than before.
     Changed {
         pids: Vec<Option<i32>>,
+        #[serde(flatten)]
+        precision: Precision,
     },
     /// A worker gets no connection any more.
     Out {
@@ -41,6 +45,15 @@ pub enum Event<'a> {
     Ended {
         why: &'a str,
     },
+}
+
+/// Whether a choice by loads takes the lowest, and why not. Nothing where loads play no part.
+#[derive(Clone, Default, PartialEq, Serialize)]
+pub struct Precision {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 pub struct Events {
@@ -76,17 +89,29 @@ impl Events {
 impl Event<'_> {
     fn text(&self) -> String {
         match self {
-            Event::Steering { address, program, select, pids } => {
+            Event::Steering { address, program, select, pids, precision } => {
                 let select = serde_json::to_value(select).expect("it is a word");
-                let how = select.as_str().unwrap_or_default();
+                let how = select.as_str().unwrap_or_default().to_string() + &precision.text();
                 format!("{program} on {address} is steered by {how}: {}; Ctrl-C gives it back", sockets(pids))
             }
-            Event::Changed { pids } => format!("the group has changed: {}", sockets(pids)),
+            Event::Changed { pids, precision } => {
+                format!("the group has changed: {}{}", sockets(pids), precision.text())
+            }
             Event::Out { number, pid, why } => format!("{} gets no new connection: {why}", worker(*number, *pid)),
             Event::Back { number, pid } => format!("{} gets connections again", worker(*number, *pid)),
             Event::AllOut => "no worker accepts: connections go to all of them again".to_string(),
             Event::Waiting { why } => format!("not steered yet: {why}"),
             Event::Ended { why } => why.to_string(),
+        }
+    }
+}
+
+impl Precision {
+    fn text(&self) -> String {
+        match (self.exact, &self.why) {
+            (Some(true), _) => ", exactly".to_string(),
+            (Some(false), Some(why)) => format!(", by chance ({why})"),
+            _ => String::new(),
         }
     }
 }

@@ -9,16 +9,16 @@ use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use libc::sock_filter;
 use nix::errno::Errno;
 use nix::sys::socket::AddressFamily;
 use nix::unistd::Pid;
 
 use super::probe::{Probe, acceptors, await_answers};
+use crate::classic_bpf::BpfProgram;
 use crate::failure::Failure;
 use crate::lab::target::{Target, all_listeners, no_sockets};
 use crate::machine::sysctl;
-use crate::sys::bpf::attach_classic;
+use crate::sys::bpf::{Instruction, attach_classic, attach_extended, load_filter};
 use crate::sys::descriptors::{Descriptors, Link, epoll_entries};
 use crate::sys::foreign_listener::{duplicate, inode};
 use crate::sys::pidfd::PidFd;
@@ -39,6 +39,13 @@ pub struct Group {
     processes: Vec<Process>,
     next_refresh: Instant,
     pub holder: Holder,
+}
+
+/// In either of the kernel's languages.
+#[derive(PartialEq)]
+pub enum Program {
+    Classic(BpfProgram),
+    Extended(Vec<Instruction>),
 }
 
 /// What a process has of the group.
@@ -180,8 +187,12 @@ impl Group {
 
     /// # Errors
     /// ESRCH or EBADF when the listener is gone meanwhile.
-    pub fn attach(&self, program: &[sock_filter]) -> nix::Result<()> {
-        attach_classic(self.holder.duplicate()?, program)
+    pub fn attach(&self, program: &Program) -> nix::Result<()> {
+        let member = self.holder.duplicate()?;
+        match program {
+            Program::Classic(program) => attach_classic(member, program),
+            Program::Extended(program) => attach_extended(member, load_filter(program)?),
+        }
     }
 }
 

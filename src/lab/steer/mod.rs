@@ -1,16 +1,18 @@
 //! `lab steer PID|:PORT|ADDR:PORT --select WAY`: another way to choose among the sockets of a running SO_REUSEPORT
-//! group. The server is not changed: a program in classic BPF is attached to its group, through a duplicate of one of
-//! its listeners (pidfd_getfd(2)), and replaced whenever the workers' state asks for it.
+//! group. The server is not changed: a program is attached to its group, through a duplicate of one of its listeners
+//! (pidfd_getfd(2)), and replaced whenever the workers' state asks for it.
 //!
 //! - [`group`]: the sockets, the processes, and the listener to attach through;
 //! - [`probe`]: connections of ours that find out which number in the group belongs to whom, and who accepts;
-//! - [`choice`]: which sockets may be chosen, as a program: pure;
+//! - [`choice`]: which sockets may be chosen, as a program in classic BPF: pure;
+//! - [`exact`]: a program in extended BPF that counts what it chooses;
 //! - [`steering`]: look, choose, attach, again and again;
 //! - [`watchdog`]: the process that gives the group back, also when we are killed;
 //! - [`events`]: a line for each thing that happens.
 
 mod choice;
 mod events;
+mod exact;
 mod group;
 mod probe;
 mod steering;

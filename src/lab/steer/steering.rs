@@ -10,24 +10,26 @@
 //! accepted, too. A worker that is stopped gets one as well: were it accepted, the number would be another worker's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
-use super::choice::{Candidate, Select, program};
-use super::events::{Event, Events};
-use super::group::Group;
+use super::choice::{Candidate, Select, loads, program};
+use super::events::{Event, Events, Precision};
+use super::exact::{LoadMap, explain};
+use super::group::{Group, Program};
 use super::probe::{ACCEPTED_WITHIN, Probe, State, acceptors, await_answers};
 use super::watchdog::Watchdog;
-use crate::classic_bpf::{BpfProgram, with_own_connections};
+use crate::classic_bpf::own_connections_first;
 use crate::cpu;
+use crate::extended_bpf::MAX_LOADS;
 use crate::failure::Failure;
 use crate::lab::target::no_sockets;
 use crate::sys::foreign_listener::detach_selector;
-use crate::sys::procfs::{Stat, descriptors};
+use crate::sys::procfs::{Stat, open_descriptors};
 
 /// So many connections of ours are on their way at once at most. For each the program has two instructions, and the
 /// kernel takes no long program (BPF_MAXINSNS, net.core.optmem_max).
@@ -65,7 +67,9 @@ pub struct Steering {
     members: Vec<Member>,
     /// All sockets of the group; none while they come and go, so that their numbers are not known.
     sockets: BTreeSet<u32>,
-    attached: BpfProgram,
+    attached: Program,
+    /// Of `least-loaded`: what the program counts in, or why there is none.
+    load_map: Option<Result<LoadMap, String>>,
     watchdog: Watchdog,
     /// The socket of which the watchdog has a duplicate.
     handed_over: Option<u32>,
@@ -78,15 +82,25 @@ impl Steering {
     /// Attaches the first program. From then on the watchdog gives the group back, whatever happens to us.
     pub fn begin(group: Group, select: Select, events: Events) -> Result<Steering, String> {
         let watchdog = Watchdog::start()?;
-        let (members, sockets, attached) = (Vec::new(), BTreeSet::new(), BpfProgram::new());
-        let (handed_over, turn) = (None, 0);
-        let mut steering = Steering { group, select, members, sockets, attached, watchdog, handed_over, turn, events };
+        let mut steering = Steering {
+            group,
+            select,
+            members: Vec::new(),
+            sockets: BTreeSet::new(),
+            attached: Program::Classic(Vec::new()),
+            load_map: (select == Select::LeastLoaded).then(LoadMap::new),
+            watchdog,
+            handed_over: None,
+            turn: 0,
+            events,
+        };
         if let Err(why) = steering.attach_first() {
             steering.give_back();
             return Err(why);
         }
         let (address, program, pids) = (steering.group.address.to_string(), steering.group.program(), steering.pids());
-        steering.events.say(&Event::Steering { address, program, select, pids });
+        let precision = steering.precision();
+        steering.events.say(&Event::Steering { address, program, select, pids, precision });
         Ok(steering)
     }
 
@@ -99,6 +113,8 @@ impl Steering {
         if self.members.is_empty() {
             return Err(ENDED.to_string());
         }
+        let chosen = self.chosen();
+        self.weigh(&chosen);
         self.choose().map(drop)
     }
 
@@ -140,7 +156,8 @@ impl Steering {
                 "the watchdog was killed; without it nobody would give the group back after a SIGKILL".to_string()
             );
         }
-        let (pids, were_all_out) = (self.pids(), self.are_all_out());
+        let (pids, precision, were_all_out) = (self.pids(), self.precision(), self.are_all_out());
+        let chosen = self.chosen();
         let queues = self.group.queues()?;
         let is_same = !self.sockets.is_empty() && queues.keys().eq(&self.sockets);
         let is_due = !is_same || self.group.is_refresh_due();
@@ -164,9 +181,10 @@ impl Steering {
         if !self.sockets.is_empty() && self.select.looks_at_workers() {
             self.look_at_workers(is_due)?;
         }
+        self.weigh(&chosen);
         self.choose()?;
-        if self.pids() != pids {
-            self.events.say(&Event::Changed { pids: self.pids() });
+        if (self.pids(), self.precision()) != (pids, precision) {
+            self.events.say(&Event::Changed { pids: self.pids(), precision: self.precision() });
         }
         if self.are_all_out() && !were_all_out {
             self.events.say(&Event::AllOut);
@@ -370,9 +388,33 @@ impl Steering {
         Ok(is_attached)
     }
 
-    /// Attaches the program for what is known now, if it is another than the last. False when the listener is gone; the
-    /// next look finds another.
-    fn choose(&mut self) -> Result<bool, String> {
+    /// Where the choice is exact, what it counts in.
+    fn exact(&self) -> Result<&LoadMap, Precision> {
+        let drawn = |why: String| Precision { exact: Some(false), why: Some(why) };
+        match &self.load_map {
+            None => Err(Precision::default()),
+            Some(Err(why)) => Err(drawn(why.clone())),
+            Some(Ok(_)) if self.members.len() > MAX_LOADS => Err(drawn(format!("more than {MAX_LOADS} sockets"))),
+            Some(Ok(map)) => Ok(map),
+        }
+    }
+
+    fn precision(&self) -> Precision {
+        self.exact().map_or_else(|drawn| drawn, |_| Precision { exact: Some(true), why: None })
+    }
+
+    fn chosen(&self) -> Vec<u64> {
+        self.exact().map_or(Vec::new(), LoadMap::chosen)
+    }
+
+    /// Tells an exact choice what this look has shown; so much was chosen before it.
+    fn weigh(&self, chosen: &[u64]) {
+        if let Ok(map) = self.exact() {
+            map.set(&loads(&self.candidates()), chosen);
+        }
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
         let weighs = self.select == Select::LeastLoaded;
         let load = |member: &Member| Some(u64::from(member.queued) + open_descriptors(member.pid?)?);
         let candidate = |member: &Member| Candidate {
@@ -380,17 +422,35 @@ impl Steering {
             load: if weighs { load(member) } else { None },
             cpu: if self.select == Select::Cpu { member.pid.and_then(only_cpu) } else { None },
         };
-        let candidates: Vec<Candidate> = self.members.iter().map(candidate).collect();
+        self.members.iter().map(candidate).collect()
+    }
+
+    /// The program for what is known now.
+    fn program(&self) -> Program {
         let numbered = self.members.iter().enumerate();
         let own = numbered.filter_map(|(number, member)| Some((member.on_its_way()?.ours, number)));
+        let own: Vec<(SocketAddr, usize)> = own.collect();
+        if let Ok(map) = self.exact() {
+            return Program::Extended(map.program(self.members.len(), &own));
+        }
         let cpus = if self.select == Select::Cpu { cpu::allowed() } else { Vec::new() };
-        let next = with_own_connections(&own.collect::<Vec<_>>(), &program(self.select, &candidates, &cpus));
+        Program::Classic(own_connections_first(&own, &program(self.select, &self.candidates(), &cpus)))
+    }
+
+    /// Attaches the program, if it is another than the last. False when the listener is gone; the next look finds
+    /// another.
+    fn choose(&mut self) -> Result<bool, String> {
+        let next = self.program();
         if next == self.attached {
             return Ok(true);
         }
         match self.group.attach(&next) {
             Ok(()) => self.attached = next,
             Err(Errno::ESRCH | Errno::EBADF) => return Ok(false),
+            Err(errno) if matches!(next, Program::Extended(_)) => {
+                self.load_map = Some(Err(explain("attach a BPF program", errno)));
+                return self.choose();
+            }
             Err(errno) => {
                 let failure = Failure::new("attach a program (SO_ATTACH_REUSEPORT_CBPF)", errno);
                 return Err(match errno {
@@ -408,13 +468,6 @@ impl Member {
     fn on_its_way(&self) -> Option<&Probe> {
         self.probe.as_ref().filter(|probe| probe.state == State::Sent)
     }
-}
-
-/// Its connections, and a few more; `None` when it may not be looked into. The size of the folder is their number since
-/// Linux 6.2.
-fn open_descriptors(pid: i32) -> Option<u64> {
-    let size = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
-    if size > 0 { Some(size) } else { descriptors(pid) }
 }
 
 fn only_cpu(pid: i32) -> Option<usize> {
