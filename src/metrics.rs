@@ -572,6 +572,13 @@ pub static TABLES: &[Section] = &[
         metric("steer_connections", "connections", "", "Connections with one request each, answered or not."),
         metric("steer_stuck", "stuck connections", "%",
             "100 · those without an answer within 300 ms, over all; from the beginning one of four workers is stopped."),
+        metric("steer_open", "open", "connections", "Open connections of all workers, on average."),
+        metric("steer_spread", "spread", "connections",
+            "Standard deviation of the open connections among the workers: the root of the mean of the variances (with \
+             workers - 1) of samples 20 ms apart. The lives are exponential, and all workers healthy."),
+        metric("steer_spread_chance", "spread by chance", "connections",
+            "√(open connections / workers): the spread if chance chose the worker of each connection, since what each has \
+             is then a Poisson variable."),
         metric("rate_unsteered", "unsteered", "/s",
             "Connections per second with one request each, all workers healthy: the median of the windows without `lab steer`."),
         metric("rate_steered", "steered", "/s", "The same of the windows with it; they alternate."),

@@ -2,12 +2,14 @@
 //! promise. And that it says which of the two it is.
 
 use std::net::TcpStream;
+use std::process::Command;
 
 use acceptlab::lab::check::client::{Client, GET};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::{Process, children, poll_until};
 use acceptlab::lab::program::{Program, on_path};
 use nix::unistd::geteuid;
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::steer::{LAB, Steer, ask};
@@ -134,6 +136,20 @@ fn new_connections_go_where_others_have_ended() {
     let next: Vec<_> = (0..8).map(|_| one()).collect();
     assert_eq!(next, [Some(2); 8]);
     assert_eq!(steer.end(), Some(0));
+}
+
+#[test]
+fn a_trial_says_how_even_the_open_connections_are_and_what_chance_would_give() {
+    let words = ["steer-cost", "--even", "--select", "least-loaded", "--of", "reuseport", "--format", "json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_trial")).args(words).output().unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    if let Some(why) = found["skipped"].as_str() {
+        return inconclusive(Needs::Privilege("CAP_BPF"), why);
+    }
+    let number = |key: &str| found[key].as_f64().unwrap_or_else(|| panic!("no {key} in {found}"));
+    let (open, spread, chance) = (number("steer_open"), number("steer_spread"), number("steer_spread_chance"));
+    // How much smaller it is depends on the machine; the lesson has a claim of it.
+    assert!(open > 4.0 && spread > 0.0 && (chance - (open / 4.0).sqrt()).abs() < 1e-9, "{found}");
 }
 
 #[test]

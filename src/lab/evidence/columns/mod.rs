@@ -271,6 +271,9 @@ pub static COLUMNS: &[Column] = &[
     // What `lab steer` does for a server, and what it costs.
     own("steer_connections", Count(|s| trial(s, "steer_connections"))),
     own("steer_stuck", Real(|s| trial(s, "steer_stuck"))),
+    own("steer_open", Real(|s| trial(s, "steer_open"))),
+    own("steer_spread", Real(|s| trial(s, "steer_spread"))),
+    own("steer_spread_chance", Real(|s| trial(s, "steer_spread_chance"))),
     own("rate_unsteered", Count(|s| trial(s, "rate_unsteered"))),
     own("rate_steered", Count(|s| trial(s, "rate_steered"))),
     own("rate_ratio", Real(|s| trial(s, "rate_ratio"))),
