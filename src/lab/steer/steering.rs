@@ -307,7 +307,7 @@ impl Steering {
 
     /// Numbers that are not known are asked for again after each refresh.
     fn look_at_workers(&mut self, is_refreshed: bool) -> Result<(), String> {
-        let (mut doubtful, mut late) = (Vec::new(), Vec::new());
+        let (mut doubtful, mut late, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         let (mut is_wrong, mut has_died) = (false, false);
         self.turn = (self.turn + 1) % self.members.len();
         for (number, member) in self.members.iter_mut().enumerate() {
@@ -345,21 +345,23 @@ impl Steering {
             if member.probe.is_none() && (member.out.is_some() || waits || is_unknown) {
                 doubtful.push(number);
             }
-            match (was_out, member.out) {
-                (None, Some(why)) => self.events.say(&Event::Out { number, pid: member.pid, why }),
-                (Some(_), None) => self.events.say(&Event::Back { number, pid: member.pid }),
-                _ => {}
+            if was_out.is_some() != member.out.is_some() {
+                changed.push(number);
             }
+        }
+        if !late.is_empty() && !is_wrong {
+            self.note_answers(late)?;
+            self.take_answers();
+        }
+        for number in changed {
+            let Member { pid, out, .. } = self.members[number];
+            self.events.say(&out.map_or(Event::Back { number, pid }, |why| Event::Out { number, pid, why }));
         }
         if (has_died || is_wrong) && !self.refresh()? {
             return Ok(());
         }
         if is_wrong {
             return self.number_sockets();
-        }
-        if !late.is_empty() {
-            self.note_answers(late)?;
-            self.take_answers();
         }
         self.send_probes(&doubtful).map(drop)
     }
