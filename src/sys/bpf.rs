@@ -105,8 +105,11 @@ pub fn load_filter(program: &[Instruction]) -> nix::Result<OwnedFd> {
     let (instructions, first) = (u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?, program.as_ptr() as u64);
     let license = c"MIT".as_ptr() as u64;
     let argument = FilterLoad { kind: BPF_PROG_TYPE_SOCKET_FILTER, instructions, first, license };
+    // A signal that comes while the verifier works ends it (bpf_check in kernel/bpf/verifier.c).
+    const ATTEMPTS: usize = 5;
     // SAFETY: as in `load`: the beginning of the union's member; what it points to lives for the call and is only read.
-    unsafe { bpf_for_fd(BPF_PROG_LOAD, &argument) }
+    let mut loaded = (0..ATTEMPTS).map(|_| unsafe { bpf_for_fd(BPF_PROG_LOAD, &argument) });
+    loaded.find(|result| !matches!(result, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
 }
 
 /// Listening sockets by number, for a program to name one (BPF_MAP_TYPE_REUSEPORT_SOCKARRAY). It holds no reference:

@@ -2,8 +2,9 @@
 //!
 //! A worker's load is `base + chosen`. The program adds to `chosen`, and we write `base` at each look: what the worker
 //! has by then, less what was chosen until then. So a connection that begins counts at once, one that ends from the next
-//! look on, and nothing can drift: each look counts anew. (A handshake that is under way then is missing until it is in
-//! a queue.) Of a burst that comes during a look some are counted twice until the next one, and none is missed.
+//! look on, and no error stays: each look counts anew. Of a burst that comes during a look some are counted twice until the
+//! next one. A handshake that is under way at a look is missing until it is in a queue: where one takes longer than the
+//! time between two looks, what was chosen last is forgotten, and the choice is no better than the looks are.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -95,6 +96,7 @@ impl LoadMap {
 pub fn explain(tried: &str, errno: Errno) -> String {
     let advice = match errno {
         Errno::EPERM => "needs CAP_BPF",
+        Errno::ENOMEM => "raise net.core.optmem_max",
         Errno::ENOSYS => "this kernel is built without CONFIG_BPF_SYSCALL",
         _ => "it needs Linux 5.12",
     };

@@ -113,8 +113,7 @@ impl Steering {
         if self.members.is_empty() {
             return Err(ENDED.to_string());
         }
-        let chosen = self.chosen();
-        self.weigh(&chosen);
+        self.weigh()?;
         self.choose().map(drop)
     }
 
@@ -157,7 +156,6 @@ impl Steering {
             );
         }
         let (pids, precision, were_all_out) = (self.pids(), self.precision(), self.are_all_out());
-        let chosen = self.chosen();
         let queues = self.group.queues()?;
         let is_same = !self.sockets.is_empty() && queues.keys().eq(&self.sockets);
         let is_due = !is_same || self.group.is_refresh_due();
@@ -170,18 +168,11 @@ impl Steering {
         if self.members.is_empty() {
             return Ok(Some(ENDED));
         }
-        for member in &mut self.members {
-            let queued = member.socket.and_then(|socket| queues.get(&socket)).copied().unwrap_or(0);
-            // Only accept(2) takes one out.
-            if queued == 0 || queued < member.queued {
-                member.waits_since = None;
-            }
-            member.queued = queued;
-        }
+        self.note_queues(&queues);
         if !self.sockets.is_empty() && self.select.looks_at_workers() {
             self.look_at_workers(is_due)?;
         }
-        self.weigh(&chosen);
+        self.weigh()?;
         self.choose()?;
         if (self.pids(), self.precision()) != (pids, precision) {
             self.events.say(&Event::Changed { pids: self.pids(), precision: self.precision() });
@@ -190,6 +181,17 @@ impl Steering {
             self.events.say(&Event::AllOut);
         }
         Ok(None)
+    }
+
+    fn note_queues(&mut self, queues: &BTreeMap<u32, u32>) {
+        for member in &mut self.members {
+            let queued = member.socket.and_then(|socket| queues.get(&socket)).copied().unwrap_or(0);
+            // Only accept(2) takes one out.
+            if queued == 0 || queued < member.queued {
+                member.waits_since = None;
+            }
+            member.queued = queued;
+        }
     }
 
     fn are_all_out(&self) -> bool {
@@ -217,6 +219,7 @@ impl Steering {
     fn number_sockets(&mut self) -> Result<(), String> {
         let now: BTreeSet<u32> = self.group.queues()?.into_keys().collect();
         self.expect_numbers(&now);
+        self.weigh()?;
         self.sockets.clear();
         // While they are asked a number may go from one to another.
         if !self.ask()? || self.group.queues()?.keys().ne(&now) {
@@ -405,15 +408,17 @@ impl Steering {
         self.exact().map_or_else(|drawn| drawn, |_| Precision { exact: Some(true), why: None })
     }
 
-    fn chosen(&self) -> Vec<u64> {
-        self.exact().map_or(Vec::new(), LoadMap::chosen)
-    }
-
-    /// Tells an exact choice what this look has shown; so much was chosen before it.
-    fn weigh(&self, chosen: &[u64]) {
+    /// Looks at the workers' loads for an exact choice. A connection that is accepted between the two readings is counted
+    /// twice until the next look, so nothing is done between them.
+    fn weigh(&mut self) -> Result<(), String> {
+        let Ok(map) = self.exact() else { return Ok(()) };
+        let chosen = map.chosen();
+        let queues = self.group.queues()?;
+        self.note_queues(&queues);
         if let Ok(map) = self.exact() {
-            map.set(&loads(&self.candidates()), chosen);
+            map.set(&loads(&self.candidates()), &chosen);
         }
+        Ok(())
     }
 
     fn candidates(&self) -> Vec<Candidate> {
@@ -450,7 +455,7 @@ impl Steering {
             Ok(()) => self.attached = next,
             Err(Errno::ESRCH | Errno::EBADF) => return Ok(false),
             Err(errno) if matches!(next, Program::Extended(_)) => {
-                self.load_map = Some(Err(explain("attach a BPF program", errno)));
+                self.load_map = Some(Err(explain("load or attach a BPF program", errno)));
                 return self.choose();
             }
             Err(errno) => {
