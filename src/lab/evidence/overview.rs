@@ -135,7 +135,11 @@ fn machines(lessons: &[Lesson]) -> String {
     let mut known: Vec<String> = Vec::new();
     for (machine, of) in &described {
         let numbers: Vec<&str> = of.iter().map(|lesson| lesson.number()).collect();
-        let whose = if several { format!(" (lessons {})", numbers.join(", ")) } else { String::new() };
+        let whose = if several {
+            format!(" ({} {})", if of.len() > 1 { "lessons" } else { "lesson" }, numbers.join(", "))
+        } else {
+            String::new()
+        };
         let lines = machine_lines(machine, of);
         text += &format!("\n## The machine{whose}\n\n");
         text.extend(lines.iter().filter(|line| !known.contains(line)).map(|line| bullet(line)));
@@ -156,14 +160,15 @@ fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> Vec<String> {
     let rows: Vec<&Row> = records.iter().flat_map(|record| &record.rows).collect();
     let steal: u64 = rows.iter().map(|row| row.machine.steal_ticks).sum();
     let cpus: Vec<String> = machine.allowed_cpus.iter().map(usize::to_string).collect();
-    let hardware = format!("{} MiB of memory; kernel {}", machine.memory_mib, machine.kernel);
+    let hardware = format!("{} MiB of memory; kernel {}; steal: {steal} ticks", machine.memory_mib, machine.kernel);
     let lines = [
         format!("CPU: {}, {} of them ({}); {hardware}", machine.cpu, cpus.len(), cpus.join(", ")),
         format!("mitigations: {}", pairs(&machine.mitigations)),
         format!("sysctls: {}", pairs(&machine.sysctls)),
-        format!("open files: {} per process, as {}", machine.open_files, machine.user),
-        format!("built by {}, {} profile", machine.rustc, machine.profile),
-        format!("steal: {steal} ticks while the rows ran"),
+        format!(
+            "open files: {} per process, as {}; built by {}, {} profile",
+            machine.open_files, machine.user, machine.rustc, machine.profile
+        ),
     ];
     lines.into_iter().chain(speeds(&rows)).collect()
 }

@@ -293,21 +293,20 @@ fn multiplicity(spec: &TableSpec, table: &Table) -> Option<String> {
 }
 
 /// Where the machine had two speeds, a median may lie between them.
-pub fn speeds(rows: &[&Row]) -> Vec<String> {
+pub fn speeds(rows: &[&Row]) -> Option<String> {
     let mut by_cpu: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     for speed in rows.iter().flat_map(|row| &row.speed) {
         by_cpu.entry(speed.cpu).or_default().push(speed.loop_us + speed.calls_us);
     }
-    let note = |(cpu, times): (usize, Vec<f64>)| {
+    let of_cpu = |(cpu, times): (usize, Vec<f64>)| {
         let modes = stats::two_modes(&times)?;
         let [low, high] = [modes.low, modes.high].map(numbers::count);
         let percent = numbers::count(100.0 * modes.low_share);
-        Some(format!(
-            "CPU {cpu} had two speeds: before {percent} % of the runs a fixed piece of work took {low} µs, before the others \
-             {high} µs; ratios within a block are better than medians here."
-        ))
+        Some(format!("CPU {cpu} {low} µs in {percent} % of the runs, else {high} µs"))
     };
-    by_cpu.into_iter().filter_map(note).collect()
+    let two: Vec<String> = by_cpu.into_iter().filter_map(of_cpu).collect();
+    let all = two.join("; ");
+    (!two.is_empty()).then(|| format!("two speeds: fixed work took {all}. Trust ratios within a block."))
 }
 
 /// Why the kernel's counts are missing, or are others than the column says: each reason once for the whole table.
@@ -524,7 +523,7 @@ mod tests {
             row.speed = vec![Speed { cpu: 3, loop_us: total - 400.0, calls_us: 400.0 }];
         }
         let note = |rows: &[Row]| of(&spec("columns = []"), &rows.iter().collect::<Vec<_>>()).notes.join("\n");
-        assert!(note(&rows).contains("CPU 3 had two speeds: before 40 % of the runs"), "{}", note(&rows));
+        assert!(note(&rows).contains("two speeds: fixed work took CPU 3 1,000 µs in 40 %"), "{}", note(&rows));
         rows.iter_mut().for_each(|row| row.speed[0].loop_us = 600.0);
         assert!(!note(&rows).contains("two speeds"));
     }
