@@ -22,17 +22,22 @@ fn full_listener() -> (Socket, SocketAddr, TcpStream) {
     (listener, address, filler)
 }
 
-/// Waits until a connection to this port has sent its SYN and got no answer (state 2 in proc_net_tcp(5)).
-fn wait_for_a_handshake(address: SocketAddr) {
+/// Waits until so many connections to this port have sent their SYN and got no answer: state 2, and a timer to send it
+/// again (proc_net_tcp(5)).
+fn wait_for_handshakes(address: SocketAddr, number: usize) {
     let to_port = format!(":{:04X}", address.port());
-    let waits = poll_until(FOREVER, || {
+    let waits = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        let (to, state, timer) = (fields.next(), fields.next(), fields.nth(1));
+        to.is_some_and(|to| to.ends_with(&to_port))
+            && state == Some("02")
+            && timer.is_some_and(|timer| timer.starts_with("01:"))
+    };
+    let all_wait = poll_until(FOREVER, || {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        let mut sockets = table.lines().skip(1).map(|line| line.split_whitespace().skip(2));
-        let is_it = sockets
-            .any(|mut fields| fields.next().is_some_and(|to| to.ends_with(&to_port)) && fields.next() == Some("02"));
-        is_it.then_some(())
+        (table.lines().filter(waits).count() >= number).then_some(())
     });
-    assert!(waits.is_some(), "nothing connects to {address}");
+    assert!(all_wait.is_some(), "fewer than {number} connect to {address}");
 }
 
 fn check<'a>(report: &'a LoadReport, name: &str) -> &'a Check {
@@ -45,7 +50,7 @@ fn an_interrupt_while_nothing_answers_the_handshake_prints_the_report_of_what_th
     for flags in ["", "--rate 10", "--rate 10 --requests-per-connection 1"] {
         let (_listener, address, _filler) = full_listener();
         let client = start(&format!("{flags} --connections 2 --timeout 60s --duration 60s"), address);
-        wait_for_a_handshake(address);
+        wait_for_handshakes(address, 1);
         send_signal(&client, Signal::SIGINT);
         let report = report(&client.wait_with_output().unwrap());
         assert_eq!((report.requests, report.connections.established), (0, 0), "{flags}");
@@ -60,7 +65,7 @@ fn requests_that_are_late_since_the_accept_queue_was_full_are_not_blamed_on_the_
     let (listener, address, filler) = full_listener();
     let flags = "--rate 20 --connections 4 --requests-per-connection 1000 --duration 1500ms";
     let client = start(flags, address);
-    wait_for_a_handshake(address);
+    wait_for_handshakes(address, 4);
     // From now on there is room, but a SYN that was dropped is sent again only after a second.
     listener.listen(128).unwrap();
     drop(filler);
