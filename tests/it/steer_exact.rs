@@ -190,7 +190,7 @@ fn a_trial_says_how_even_the_open_connections_are_and_what_chance_would_give() {
 
 #[test]
 fn without_the_capability_and_for_many_sockets_it_draws_and_says_why() {
-    let drop = ["setpriv", "--bounding-set=-bpf,-sys_admin", LAB].map(String::from);
+    let without_bpf = ["setpriv", "--bounding-set=-bpf,-sys_admin", LAB].map(String::from);
     let many = start("reuseport", &["--workers", "65"]);
     let mut steer = Steer::of(&many, "least-loaded");
     let begun = steer.await_event("steering");
@@ -207,7 +207,7 @@ fn without_the_capability_and_for_many_sockets_it_draws_and_says_why() {
     }
     let server = start("reuseport", &["--workers", "3"]);
     let words = ["steer", &server.addr.to_string(), "--select", "least-loaded"];
-    let mut steer = Steer::begin(Program::new(&drop), &words);
+    let mut steer = Steer::begin(Program::new(&without_bpf), &words);
     let begun = steer.await_event("steering");
     if sysctl("kernel.unprivileged_bpf_disabled").as_deref() == Some("0") {
         return inconclusive(Needs::Kernel("unprivileged_bpf_disabled"), "any user may load such a program");
