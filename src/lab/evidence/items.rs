@@ -127,15 +127,22 @@ struct Named {
     of: String,
     /// Its tokens.
     text: String,
+    /// The names among them.
+    words: BTreeSet<String>,
 }
 
 impl Named {
+    fn new(kind: Kind, name: String, of: String, text: String) -> Named {
+        let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').map(String::from).collect();
+        Named { kind, name, of, text, words }
+    }
+
     fn other(text: String) -> Named {
-        Named { kind: Kind::Other, name: String::new(), of: String::new(), text }
+        Named::new(Kind::Other, String::new(), String::new(), text)
     }
 
     fn speaks_of(&self, name: &str) -> bool {
-        self.text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
+        self.words.contains(name)
     }
 }
 
@@ -188,7 +195,7 @@ impl Code {
         let text = ["pub (crate) ", "pub (super) ", "pub "]
             .iter()
             .fold(&*text, |text, public| text.strip_prefix(public).unwrap_or(text));
-        self.items.push(Named { kind, name, of: String::new(), text: text.to_string() });
+        self.items.push(Named::new(kind, name, String::new(), text.to_string()));
     }
 
     /// Each field with the name of the one before it: their order decides in which order they are dropped.
@@ -197,14 +204,13 @@ impl Code {
         let fields = std::mem::replace(&mut item.fields, Fields::Unit);
         item.vis = Visibility::Inherited;
         let text = item.to_token_stream().to_string();
-        self.items.push(Named { kind: Kind::Own, name: name.clone(), of: String::new(), text });
+        self.items.push(Named::new(Kind::Own, name.clone(), String::new(), text));
         let mut before = String::new();
         for mut field in fields {
             field.vis = Visibility::Inherited;
             let text = format!("{name} {before} {}", field.to_token_stream());
             before = field.ident.map_or(String::new(), |ident| ident.to_string());
-            let field = Named { kind: Kind::Member, name: before.clone(), of: name.clone(), text };
-            self.items.push(field);
+            self.items.push(Named::new(Kind::Member, before.clone(), name.clone(), text));
         }
     }
 
@@ -225,7 +231,7 @@ impl Code {
                 _ => (Kind::Other, String::new()),
             };
             let text = format!("{head} {}", member.to_token_stream());
-            self.items.push(Named { kind, name, of: of.clone(), text });
+            self.items.push(Named::new(kind, name, of.clone(), text));
         }
     }
 
