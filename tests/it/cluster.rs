@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::dispatch::Stopped;
-use crate::support::{FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, load};
+use crate::support::{FOREVER, Needs, Ordinary, TempFolder, answer, connect, held, inconclusive, load};
 
 pub const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/node-cluster.js");
@@ -273,9 +273,11 @@ fn a_forbidden_port_is_a_failure_with_its_reason() {
         return inconclusive(Needs::Kernel("with privileged ports"), "everybody may listen on port 80 here");
     }
     let Some(ordinary) = Ordinary::new(CLUSTER).filter(|_| has_node()) else { return };
-    // Without a file Node does not wait for the master's answer: this program stays until it has come.
-    let program = "require('node:http').createServer(() => {}).listen(80, '127.0.0.1'); setTimeout(() => {}, 60_000)";
-    let flags = ["--workers", "1", "--max-restarts", "0", "--", "node", "-e", program];
+    // In a file: with `-e` Node asks the master, too, but does not hear the answer.
+    let folder = TempFolder::new("forbidden");
+    let program = folder.file("server.js");
+    std::fs::write(&program, "require('node:http').createServer(() => {}).listen(80, '127.0.0.1');").unwrap();
+    let flags = ["--workers", "1", "--max-restarts", "0", "--", "node", &program];
     let output = ordinary.command().current_dir("/").args(flags).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
