@@ -58,8 +58,8 @@ fn segments_of(addr: SocketAddr, request: &[u8], bytes: usize) -> (usize, Option
     (answer.len(), segments_received(&client))
 }
 
-/// The request may be acknowledged by a segment of its own, or not: hence the least of many connections, and more of
-/// them before a server is accused.
+/// The request may be acknowledged by a segment of its own, or not: hence the least of several connections, and many
+/// more of them before a server is accused.
 #[test]
 fn the_end_of_a_connection_travels_in_the_segment_of_its_last_answer() {
     for name in ["threaded", "event-driven", "coroutines", "tokio", "uring"] {
@@ -68,9 +68,9 @@ fn the_end_of_a_connection_travels_in_the_segment_of_its_last_answer() {
         let kept = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         let (length, _) = segments_of(server.addr, closing, usize::MAX);
         let kept_length = length - "Connection: close\r\n".len();
-        let least = |request: &[u8], bytes| (0..40).filter_map(|_| segments_of(server.addr, request, bytes).1).min();
+        let least = |request: &[u8], bytes| (0..8).filter_map(|_| segments_of(server.addr, request, bytes).1).min();
         let (mut with_end, mut without) = (u32::MAX, u32::MAX);
-        for _ in 0..20 {
+        for _ in 0..100 {
             let (Some(some), Some(others)) = (least(closing, usize::MAX), least(kept, kept_length)) else {
                 return inconclusive(Needs::Tool("ss"), "the count of a connection's segments");
             };
@@ -90,9 +90,9 @@ fn the_baseline_sends_the_end_with_its_answer_or_where_it_is_asked_to_in_a_segme
     let along = held(baseline.start(&["--close"]));
     let apart = held(baseline.start(&["--close", "--fin", "apart"]));
     let least = |addr: SocketAddr| {
-        (0..40).filter_map(|_| segments_of(addr, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", usize::MAX).1).min()
+        (0..8).filter_map(|_| segments_of(addr, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", usize::MAX).1).min()
     };
-    for _ in 0..20 {
+    for _ in 0..100 {
         let (Some(with_it), Some(after_it)) = (least(along.addr), least(apart.addr)) else {
             return inconclusive(Needs::Tool("ss"), "the count of a connection's segments");
         };
