@@ -1,6 +1,6 @@
 //! The process manager and systemd: the unit, and the two protocols between them.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Child, Command, Stdio};
@@ -88,7 +88,12 @@ fn the_daemon_tells_its_starter_when_clients_can_come_and_no_application_hears_o
     starter.set_read_timeout(Some(FOREVER)).unwrap();
     let _daemon = start(&manager, manager.command(&["daemon"]).env("NOTIFY_SOCKET", &path));
     let mut state = [0; 64];
-    let n = starter.recv(&mut state).unwrap();
+    let n = loop {
+        match starter.recv(&mut state) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => break received.unwrap(),
+        }
+    };
     assert_eq!(&state[..n], b"READY=1");
     manager.connect();
     let script = manager.script("variables.sh", "env\necho the end\n");
