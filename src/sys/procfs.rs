@@ -203,7 +203,10 @@ mod tests {
     fn we_are_somebody_and_nobody_is_number_0() {
         let we = std::process::id() as i32;
         assert!(Stat::all_processes().any(|stat| stat.pid == we && stat.is_alive()));
-        assert!(descriptors(we) >= Some(3) && resident_kib(we) > Some(0) && peak_resident_kib(we) >= resident_kib(we));
+        assert!(descriptors(we) >= Some(3));
+        // In this order: other tests need more memory meanwhile.
+        let resident = resident_kib(we);
+        assert!(resident > Some(0) && peak_resident_kib(we) >= resident);
         assert!(proportional_kib(we) > Some(0));
         assert!(voluntary_switches(we).is_some() && voluntary_switches(0).is_none());
         assert!(Stat::of(0).is_none() && descriptors(0).is_none() && resident_kib(0).is_none());

@@ -304,7 +304,8 @@ fn a_server_that_dies_in_mid_search_costs_nothing_of_what_is_known() {
     let program = Program::new(&[kind("event-driven").path.into()]);
     let server = held(program.start_on(&address.to_string(), &[]).map_err(|why| why.into_broken(&[])));
     let flags = "--find-max p99<10s --connections 2 --duration 300ms --timeout 1s --format json";
-    let (child, mut stderr) = until_it_says("/s holds", flags, Some(server.addr));
+    // One rate has been tried. Whether it held is the machine's affair, too.
+    let (child, mut stderr) = until_it_says("/s ", flags, Some(server.addr));
     drop(server);
     // Both at once: what was lost is a long list, and a pipe that nobody reads would hold up the other.
     let (rest, output) = std::thread::scope(|scope| {
