@@ -56,7 +56,7 @@ fn run(lock: LockKind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         // The portable one: two system calls per connection. Now and then a release wakes more than the next worker,
         // so with many of them the switches grow again.
         LockKind::Fcntl => Lock::fcntl(),
-        // The same in both. But workers with an inherited descriptor would all hold it at once (`Lock::join`).
+        // Like fcntl. But workers with an inherited descriptor would all hold it at once (`Lock::join`).
         LockKind::Flock => Lock::flock(),
         // First come, first served: the workers rotate, as in plain accept, for two more calls. What a killed server
         // leaves, the next removes.

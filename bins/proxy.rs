@@ -1,7 +1,7 @@
 //! 黄金 gold × N: the master accepts and forwards the bytes to workers that listen on ports of their own.
 //!
 //! Who accepts: the master, from the client; then the worker, from the master, on a port of its own. Who serves: the
-//! event loop of the worker. Who balances: the master, by turns: worker i = (i + 1) mod N, or the next after it that
+//! event loop of the worker. Who balances: the master, in turns: worker i = (i + 1) mod N, or the next after it that
 //! does not refuse. What is inherited: one listening socket per worker, each on another port, bound before the
 //! first fork because the master has to know the addresses.
 //!
@@ -65,7 +65,8 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
                 let connection = events.acceptor.accept_nonblocking();
                 events.add_accepted(connection)?;
             }
-            // The master may have sent their requests already, and no other process can answer them.
+            // Of connections that still wait in the queue: the master may have sent their requests already, and no
+            // other process can answer them.
             while let Ok(connection) = events.acceptor.accept_nonblocking() {
                 events.add_accepted(Ok(connection))?;
             }

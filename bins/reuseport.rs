@@ -1,11 +1,12 @@
 //! 黄金 gold × N: N forked event loops, each with a SO_REUSEPORT socket of its own.
 //!
-//! Who accepts: each worker, from its own accept queue. Who serves: the worker that accepted. Who balances: the
-//! kernel, when the SYN arrives. It hashes the client's address and port: evenly over many connections, without looking
-//! at who is busy, or stuck. `--select` gives it another way to choose (`src/server/selector.rs` has them side by
-//! side). What is inherited: one listening socket per worker, all bound before the first fork, so that no connection
-//! meets a group that is still growing. Each worker closes the others', and the parent all of them: a copy kept open
-//! would keep its queue in the group, and nobody would ever accept from it.
+//! Who accepts: each worker, from its own accept queue. Who serves: the worker that accepted. Who balances: the kernel,
+//! when the SYN arrives. It hashes the addresses and ports of both ends, of which only the client's differ: many
+//! connections are spread evenly, without a look at who is busy, or stuck. `--select` gives it another way to choose
+//! (`src/server/selector.rs` has them side by side). What is inherited: one listening socket per worker, all bound
+//! before the first fork, so that no connection meets a group that is still growing. Each worker closes the others',
+//! and the parent all of them: a copy kept open would keep its queue in the group, and nobody would ever accept from
+//! it.
 //!
 //! Compare with `shared-accept.rs` (one queue for all).
 //!

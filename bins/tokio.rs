@@ -7,10 +7,11 @@
 //! half of another's ready tasks. With `per-core` nobody moves a connection from the thread that the kernel's hash has
 //! chosen, as in actix and ntex. What is inherited: nothing, because threads share everything.
 //!
-//! Stealing repairs what accept spoiled, but only for tasks that are ready and wait in a queue. One epoll serves all
-//! threads, and one of them waits in it. When it hears of a single request it runs that task, and wakes nobody to wait
-//! in its place: work that blocks (`block`, `spin`; there is no spawn_blocking) then keeps an idle thread from hearing
-//! of the next request. A `wait` is a timer, in steps of 1 ms, and the thread serves others meanwhile.
+//! Stealing repairs an uneven accept, but only for tasks that are ready and wait in a queue. One epoll serves all
+//! threads, and one of them waits in it. When its wait returns a single request it runs that task, and wakes no other
+//! thread to wait in its place: work that blocks (`block`, `spin`; there is no spawn_blocking) then keeps an idle
+//! thread from receiving the next request. A `wait` is a timer, in steps of 1 ms, and the thread serves others
+//! meanwhile.
 //!
 //! Work stealing: Blumofe and Leiserson (J. ACM 46(5), 1999); tokio's own: https://tokio.rs/blog/2019-10-scheduler.
 //!

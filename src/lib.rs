@@ -12,8 +12,10 @@
 //! - [`pm`]: applications of any kind, kept alive by a daemon;
 //! - [`load`]: when to send, how to send, what came back; [`evenness`]: how evenly the workers shared it;
 //! - [`lab`]: experiment file → cases → rows → record → report;
-//! - [`report`] and [`scoreboard`]: the JSON documents and the live counters in which these three meet;
-//! - [`classic_bpf`] and [`extended_bpf`]: programs that choose a socket in the kernel, for servers of ours and of others;
+//! - [`report`] and [`scoreboard`]: the JSON documents and the live counters in which `server`, `load` and `lab`
+//!   meet;
+//! - [`classic_bpf`] and [`extended_bpf`]: programs that choose a socket in the kernel, for servers of ours and of
+//!   others;
 //! - [`membership`]: whether this process is a worker of a cluster;
 //! - [`control_socket`]: how a program that runs is asked to do something;
 //! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
@@ -24,8 +26,8 @@
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
 //!
-//! `cluster` stands on `server`'s `accept` and `ipc`. `server`, `load` and `lab` do not import each other: they meet through the
-//! command line, the `ready` line and JSON, like the programs made of them.
+//! `cluster` uses `accept`, `args` and `ipc` of `server`. `server`, `load` and `lab` do not import each other: they
+//! meet through the command line, the `ready` line and JSON, like the programs made of them.
 
 // A module's introduction names its parts, public or not: read it with `cargo doc --document-private-items`.
 #![allow(rustdoc::private_intra_doc_links)]

@@ -241,7 +241,7 @@ impl Workers {
     pub fn set_wanted(&mut self, wanted: usize) {
         self.wanted = wanted;
         self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
-        // The numbers above are not missed.
+        // Workers with numbers above the new count are not replaced.
         for slot in &mut self.slots[wanted..] {
             *slot = WorkerSlot { usage: slot.usage, ..WorkerSlot::default() };
         }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::sys;
 
-/// How long to wait before the next accept after one that the system had no means for.
+/// How long to wait after an accept that failed because no descriptor or memory was left.
 pub const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// When a pause of [`BACK_OFF`] ends that begins at `now_ns`; both are times of CLOCK_MONOTONIC.
@@ -67,9 +67,10 @@ pub fn is_about_one_connection(errno: Errno) -> bool {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
+    /// The queue is empty.
     Nobody,
-    /// No descriptor or memory is left, or one connection after another fails. They stay in the queue: try again after
-    /// [`BACK_OFF`].
+    /// No descriptor or memory is left, or one connection after another fails. The connections stay in the queue: try
+    /// again after [`BACK_OFF`].
     Pause(Errno),
     /// The listening socket was shut: the server is to stop.
     Shut,

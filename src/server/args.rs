@@ -1,5 +1,5 @@
-//! The command line of every server. The defaults live here and nowhere else, so two servers in one table
-//! differ only by name.
+//! The command line of every server. The defaults of the flags that all servers share live here and nowhere else, so
+//! two servers in one table differ only by name and by the flags that only one of them has.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! The blocking handler: accept a connection, serve it to its end, and do nothing else meanwhile.
 //!
-//! Its system calls are the plain ones: accept, recv, send, close. Time-outs are the socket's own (SO_RCVTIMEO,
-//! SO_SNDTIMEO), and a worker that is to stop finds its sockets shut ([`crate::sys::signal`]), so nothing here
-//! polls or races.
+//! Its system calls are the plain ones: accept, setsockopt for the time-outs, recv, send, shutdown, close. Time-outs
+//! are the socket's own (SO_RCVTIMEO, SO_SNDTIMEO), and a worker that is to stop finds its sockets shut
+//! ([`crate::sys::signal`]), so nothing here polls.
 //!
 //! What it does between two waits ([`handle`]) does not depend on how it waits ([`Io`]).
 

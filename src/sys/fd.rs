@@ -204,7 +204,7 @@ pub fn leave_shared_table(kept: &[BorrowedFd]) {
         if first < last {
             // SAFETY: close_range(2) touches no memory. The table is this thread's alone (above), so no descriptor of
             // anybody else is closed; the thread itself uses none of these (see above). Where the call does not exist
-            // they stay open in the child, as they would without it.
+            // they stay open in this thread, until it ends.
             let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last - 1, 0) };
         }
         first = last.saturating_add(1);

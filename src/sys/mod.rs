@@ -1,5 +1,5 @@
-//! The system calls as thin safe lines. All `unsafe` of the toolkit is in this folder: each function takes owned
-//! or borrowed descriptors, returns an owned one at once, checks the result, and says why it is sound.
+//! The system calls as thin safe lines. All `unsafe` of the toolkit is in this folder: a descriptor that the kernel
+//! makes is owned at once, every result is checked, and each `unsafe` has its argument above it.
 
 use nix::errno::Errno;
 

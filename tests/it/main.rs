@@ -1,4 +1,5 @@
-//! The specification: every test runs the real programs, and its name is the sentence it holds them to.
+//! The specification: a test's name is the sentence that it checks. Most tests run the real programs; `house` and
+//! `lessons` read the text of the code and of the lessons.
 
 mod generator;
 mod inconclusive;

@@ -179,7 +179,7 @@ impl ManagedProcess {
 
     /// Asks it to end, and does the rest when it has. One that does not run has ended already.
     pub fn stop(&mut self, shared: &mut Shared, after: AfterStop) {
-        // Whoever deletes it has the last word.
+        // A process that is to be deleted stays so: a stop or restart that comes later changes nothing.
         if self.is_leaving() {
             return;
         }
@@ -196,7 +196,7 @@ impl ManagedProcess {
             if self.is_cluster() { (Signal::SIGTERM, CLUSTER_NEEDS) } else { (Signal::SIGINT, Duration::ZERO) };
         // As long as it lives, its children are still its children.
         let all = shared.all_processes();
-        // One that has ended is reported by its descriptor.
+        // If the process has ended already, its pidfd reports that, and this error says nothing new.
         let _ = running.pidfd.signal(signal);
         if let Some(tree) = self.tree().filter(|_| signal == Signal::SIGINT) {
             tree.look(all, signal);
@@ -282,7 +282,7 @@ impl ManagedProcess {
         if self.saved.after_stop.is_some() {
             return self.finish_stop_when_alone(shared);
         }
-        // It leaves nobody behind.
+        // What the ended process has started is killed.
         self.tree.take().iter().for_each(|tree| tree.signal(Signal::SIGKILL));
         shared.report(self, "exit");
         self.decide(shared, running.uptime(), ending);
