@@ -13,97 +13,146 @@ use quote::ToTokens;
 use syn::visit_mut::{VisitMut, visit_file_mut};
 use syn::{Attribute, Fields, ImplItem, Item, ItemImpl, ItemStruct, Type, UseTree, Visibility};
 
-/// The files that differ between two commits: each as it was and as it is.
-pub struct Changes(Vec<(String, Code, Code)>);
+/// A file that differs between two commits.
+struct ChangedFile {
+    name: String,
+    then: Code,
+    now: Code,
+}
+
+/// All files that differ between two commits.
+pub struct Changes(Vec<ChangedFile>);
 
 impl Changes {
     /// Name, text then and text now of each file; a text is empty where there was or is no file.
     pub fn new(files: impl IntoIterator<Item = (String, String, String)>) -> Changes {
-        Changes(files.into_iter().map(|(file, then, now)| (file, Code::of(&then), Code::of(&now))).collect())
+        let changed = |(name, then, now): (String, String, String)| {
+            let (then, now) = (Code::of(&then), Code::of(&now));
+            ChangedFile { name, then, now }
+        };
+        Changes(files.into_iter().map(changed).collect())
     }
 
     /// The files whose change can change what a program does, of those that take part in it.
     pub fn deciding(&self, takes_part: impl Fn(&str) -> bool) -> BTreeSet<&str> {
-        let all = &self.0;
-        let files: Vec<&(String, Code, Code)> = all.iter().filter(|(file, ..)| takes_part(file)).collect();
-        // What was there before, here or elsewhere, and takes part in making rows.
-        let old: BTreeSet<&str> = all.iter().flat_map(|(_, then, _)| &then.items).map(|item| &*item.text).collect();
-        let now = files.iter().flat_map(|(_, _, now)| &now.items);
-        let users: Vec<&Named> = now.filter(|item| old.contains(&*item.text)).collect();
-        let (mut arrived, mut new_names, mut successors) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        for (file, then, now) in all {
-            for item in now.without(then) {
-                *arrived.entry(&*item.text).or_insert(0) += 1;
-                new_names.extend((item.kind == Kind::Own).then_some(&*item.name));
-                successors.extend(takes_part(file).then_some((item.kind, &*item.of, &*item.name)));
-            }
-        }
-        // One of the same name with another text has only changed: its users may stand in files that are as they were.
-        let has_no_user = |item: &Named| {
-            let has_gone = item.kind != Kind::Other && !successors.contains(&(item.kind, &*item.of, &*item.name));
-            // Who speaks of a member speaks of its type, or has it from somebody who does.
-            let is_user = |user: &Named| user.speaks_of(&item.name) && (item.of.is_empty() || user.speaks_of(&item.of));
-            has_gone && !users.iter().any(|user| is_user(user))
-        };
-        let (mut moved, mut moved_names) = (BTreeSet::new(), BTreeSet::new());
+        let files: Vec<&ChangedFile> = self.0.iter().filter(|file| takes_part(&file.name)).collect();
+        let mut comparison = Comparison::new(&self.0, &files);
+        let mut deciding = comparison.whose_items_have_gone(&files);
+        let has_new = |file: &&&ChangedFile| comparison.has_something_new(file);
+        deciding.extend(files.iter().filter(has_new).map(|file| file.name.as_str()));
+        deciding
+    }
+}
+
+/// What the files tell of one another.
+struct Comparison<'a> {
+    all: &'a [ChangedFile],
+    /// Items of files that take part which were there before, here or elsewhere.
+    kept: Vec<&'a Named>,
+    /// What is new in files that take part: kind, type and name.
+    successors: BTreeSet<(Kind, &'a str, &'a str)>,
+    /// Texts that a file has now and did not have before, with the number of such files: where an item may have moved.
+    arrived: BTreeMap<&'a str, u32>,
+    /// Names of items that nobody had before.
+    new_names: BTreeSet<&'a str>,
+    /// Texts that stand in another file now, and the names of those items.
+    moved: BTreeSet<&'a str>,
+    moved_names: BTreeSet<&'a str>,
+}
+
+impl<'a> Comparison<'a> {
+    /// `files` are those of `all` that take part.
+    fn new(all: &'a [ChangedFile], files: &[&'a ChangedFile]) -> Comparison<'a> {
+        let old: BTreeSet<&str> = all.iter().flat_map(|file| &file.then.items).map(|item| &*item.text).collect();
+        let now = files.iter().flat_map(|file| &file.now.items);
+        let kept = now.filter(|item| old.contains(&*item.text)).collect();
+        let new = |file: &'a ChangedFile| file.now.without(&file.then);
+        let mut arrived = BTreeMap::new();
+        all.iter().flat_map(new).for_each(|item| *arrived.entry(&*item.text).or_insert(0) += 1);
+        let own = all.iter().flat_map(new).filter(|item| item.kind == Kind::Own);
+        let new_names = own.map(|item| &*item.name).collect();
+        let successors = files.iter().flat_map(|file| new(file)).map(Named::place).collect();
+        let (moved, moved_names) = (BTreeSet::new(), BTreeSet::new());
+        Comparison { all, kept, successors, arrived, new_names, moved, moved_names }
+    }
+
+    /// The files that lack an item which has not moved, and which somebody uses. Tells from then on what has moved, and
+    /// which names are new.
+    fn whose_items_have_gone(&mut self, files: &[&'a ChangedFile]) -> BTreeSet<&'a str> {
         let mut found = BTreeSet::new();
-        for (file, then, now) in files.iter().copied() {
-            for item in then.without(now) {
-                new_names.remove(&*item.name);
+        for file in files {
+            for item in file.then.without(&file.now) {
+                self.new_names.remove(&*item.name);
                 // Where one of its name stands now, that one has changed, whoever else has the old text.
-                match arrived.get_mut(&*item.text).filter(|left| **left > 0 && !now.has_one_like(item)) {
-                    Some(left) => {
-                        *left -= 1;
-                        moved.insert(&*item.text);
-                        moved_names.extend((item.kind == Kind::Own).then_some(&*item.name));
-                    }
-                    None if has_no_user(item) => {}
-                    None => drop(found.insert(file.as_str())),
+                let has_moved = !file.now.has_one_like(item) && self.takes_an_arrival(&item.text);
+                if has_moved {
+                    self.moved.insert(&*item.text);
+                    self.moved_names.extend((item.kind == Kind::Own).then_some(&*item.name));
+                } else if !self.has_no_user(item) {
+                    found.insert(file.name.as_str());
                 }
             }
         }
-        for (file, then, now) in files.iter().copied() {
-            let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
-            let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
-            // Of two types with one name the one of this file is meant.
-            let is_new_type = |name: &str| match now.has_own(name) {
-                true => !then.has_own(name),
-                false => new_names.contains(name),
-            };
-            let meets_the_old = |item: &Named| match item.kind {
-                // Of a new type, all of it is new.
-                Kind::Member if is_new_type(&item.of) => false,
-                Kind::Impl if is_new_type(&item.name) => false,
-                Kind::Own | Kind::Member => is_spoken_of(&item.name),
-                Kind::Impl => true,
-                Kind::Other => true,
-            };
-            // What it speaks of is something else where it stands now.
-            let means_another = |item: &Named| {
-                let differs = |origin: &Code| {
-                    let own = now.items.iter().filter(|here| here.kind == Kind::Own && item.speaks_of(&here.name));
-                    let mut own = own.map(|here| &*here.name).filter(|name| origin.has_own(name));
-                    let mut uses = now.uses.iter().filter(|(name, _)| item.speaks_of(name));
-                    own.any(|name| origin.all_of(name).ne(now.all_of(name)))
-                        || uses.any(|(name, path)| origin.uses.get(name).is_some_and(|before| before != path))
-                };
-                all.iter().filter(|(_, then, _)| then.items.contains(item)).any(|(_, then, _)| differs(then))
-            };
-            let decides = |item: &Named| match moved.contains(&*item.text) {
-                true => means_another(item),
-                false => meets_the_old(item),
-            };
-            // A name that others have by way of this file, too.
-            let comes_anew = |(name, path): (&String, &String)| match then.uses.get(name) {
-                Some(before) => before != path && !moved_names.contains(&**name),
-                None if name.starts_with('*') => !kept.is_empty(),
-                None => !moved_names.contains(&**name) && (is_spoken_of(name) || then.has_own(name)),
-            };
-            if now.without(then).any(decides) || now.uses.iter().any(comes_anew) {
-                found.insert(file.as_str());
-            }
-        }
         found
+    }
+
+    /// Whether this text has arrived in a file for which no other has gone yet.
+    fn takes_an_arrival(&mut self, text: &str) -> bool {
+        let left = self.arrived.get_mut(text).filter(|left| **left > 0);
+        left.map(|left| *left -= 1).is_some()
+    }
+
+    /// One of the same name with another text has only changed: its users may stand in files that are as they were.
+    fn has_no_user(&self, item: &Named) -> bool {
+        let has_gone = item.kind != Kind::Other && !self.successors.contains(&item.place());
+        // Who speaks of a member speaks of its type, or has it from somebody who does.
+        let is_user = |user: &Named| user.speaks_of(&item.name) && (item.of.is_empty() || user.speaks_of(&item.of));
+        has_gone && !self.kept.iter().any(|user| is_user(user))
+    }
+
+    /// Whether an item of the file is new to what was there before, or a name comes to it by another way.
+    fn has_something_new(&self, file: &ChangedFile) -> bool {
+        let ChangedFile { then, now, .. } = file;
+        let kept: Vec<&Named> = now.items.iter().filter(|item| then.items.contains(item)).collect();
+        let is_spoken_of = |name: &str| kept.iter().any(|item| item.speaks_of(name));
+        let meets_the_old = |item: &Named| match item.kind {
+            // Of a new type, all of it is new.
+            Kind::Member if self.is_new_type(&item.of, file) => false,
+            Kind::Impl if self.is_new_type(&item.name, file) => false,
+            Kind::Own | Kind::Member => is_spoken_of(&item.name),
+            Kind::Impl | Kind::Other => true,
+        };
+        let decides = |item: &Named| match self.moved.contains(&*item.text) {
+            true => self.means_another(item, now),
+            false => meets_the_old(item),
+        };
+        // A name that others have by way of this file, too.
+        let comes_anew = |(name, path): (&String, &String)| match then.uses.get(name) {
+            Some(before) => before != path && !self.moved_names.contains(&**name),
+            None if name.starts_with('*') => !kept.is_empty(),
+            None => !self.moved_names.contains(&**name) && (is_spoken_of(name) || then.has_own(name)),
+        };
+        now.without(then).any(decides) || now.uses.iter().any(comes_anew)
+    }
+
+    /// Of two types with one name the one of this file is meant.
+    fn is_new_type(&self, name: &str, file: &ChangedFile) -> bool {
+        match file.now.has_own(name) {
+            true => !file.then.has_own(name),
+            false => self.new_names.contains(name),
+        }
+    }
+
+    /// Whether something that a moved item speaks of is something else where it stands now.
+    fn means_another(&self, item: &Named, now: &Code) -> bool {
+        let differs = |origin: &Code| {
+            let own = now.items.iter().filter(|here| here.kind == Kind::Own && item.speaks_of(&here.name));
+            let mut own = own.map(|here| &*here.name).filter(|name| origin.has_own(name));
+            let mut uses = now.uses.iter().filter(|(name, _)| item.speaks_of(name));
+            own.any(|name| origin.all_of(name).ne(now.all_of(name)))
+                || uses.any(|(name, path)| origin.uses.get(name).is_some_and(|before| before != path))
+        };
+        self.all.iter().map(|file| &file.then).filter(|then| then.items.contains(item)).any(differs)
     }
 }
 
@@ -143,6 +192,11 @@ impl Named {
 
     fn speaks_of(&self, name: &str) -> bool {
         self.words.contains(name)
+    }
+
+    /// What another item must have in common with it to stand in its place.
+    fn place(&self) -> (Kind, &str, &str) {
+        (self.kind, &self.of, &self.name)
     }
 }
 
@@ -256,8 +310,7 @@ impl Code {
 
     /// Whether one of the same name is here, with whatever text.
     fn has_one_like(&self, item: &Named) -> bool {
-        let is_like = |other: &Named| (other.kind, &other.of, &other.name) == (item.kind, &item.of, &item.name);
-        matches!(item.kind, Kind::Own | Kind::Member) && self.items.iter().any(is_like)
+        matches!(item.kind, Kind::Own | Kind::Member) && self.items.iter().any(|other| other.place() == item.place())
     }
 
     /// The texts of an item of its own and of its members.
