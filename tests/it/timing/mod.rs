@@ -1,9 +1,10 @@
 //! The tests that look at times, in one place and one after another; the last of all, since libtest starts tests in the
 //! order of their names, so that nothing else runs beside them. Those of [`theory`] run side by side at the very end,
-//! because their programs wake up for a few hundred requests per second and sleep otherwise. A machine that is busy with something else makes anybody late, so each
-//! test says how much of that it tolerates, and the machine is measured beside it: where the bar is missed on a machine
-//! that was quiet enough the test fails at once; where the machine was not, it looks again, twice at most, and is then
-//! inconclusive. A bar that is met counts on any machine: nothing here gets better by being late.
+//! because their programs wake up for a few hundred requests per second and sleep otherwise. A machine that is busy
+//! with something else makes anybody late, so each test says how much of that it tolerates, and the machine is measured
+//! beside it: where the bar is missed on a machine that was quiet enough the test fails at once; where the machine was
+//! not, it looks again, twice at most, and is then inconclusive. A bar that is met counts on any machine: nothing here
+//! gets better by being late.
 //!
 //! Lower bounds that a sleep gives (sleeping never ends early) hold on any machine and stand beside their subject.
 
